@@ -1,0 +1,322 @@
+"""One segment of a video through the transformer: open, prefill, cells, carry.
+
+Shape suffixes: C latent channels, F latent frames, H and W latent rows and columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.attention import attention_backend
+from model.audio import SpeechTokens
+from model.cache import CellExchange, KVCache, PrefillExchange, caches, condition_positions, token_layout
+from model.carry import REFERENCES, Carry, CarryError, DenoiseSettings, extend_history
+from model.dit import CausalDiT, Context
+from model.noise import block_noise, relative_distance
+from model.rope import RopeTable, multipliers, reference_time
+from model.solver import Solver, SolverState
+
+__all__ = ["REFERENCES", "Carry", "CarryError", "Conditions", "DenoiseSettings", "Denoiser"]
+
+PRIMING_LATENTS = 7
+"""Motion latents that upstream primes the video decoder with before the first block."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a segment is made from. Tensors on the CPU."""
+
+    text: Tensor
+    """[tokens, text_dim], the prompt's encoding without padding."""
+    negative_text: Tensor | None
+    """Likewise, what guidance steers away from; None without guidance."""
+    reference: Tensor
+    """[C, 1, h, w], the portrait."""
+    motion: Tensor
+    """[C, 19, h, w], the portrait standing still."""
+    speech: Tensor
+    """[layers, audio_dim, video frames]; replayed blocks need theirs too."""
+    speech_first_block: int
+    """Block that the first column of `speech` belongs to."""
+
+
+@dataclass
+class _Segment:
+    """What is known of the open segment; replaced as a whole by the next."""
+
+    conditions: Conditions
+    first_block: int
+    end_block: int
+    origin_block: int
+    carry: Carry | None
+    rope: RopeTable
+    texts: list[list[tuple[Tensor, Tensor]]]
+    reference: Tensor
+    motion: Tensor
+    latents: Tensor
+    inputs: Tensor
+    next_block: list[int]
+    """Block whose cell comes next, per step."""
+    speech: dict[int, SpeechTokens]
+    """Of the blocks between their first and last step."""
+    first_latent: Tensor | None = None
+
+    @property
+    def first_cell(self) -> int:
+        """First block that is run, replayed ones included."""
+        return self.first_block - (len(self.carry.inputs) if self.carry else 0)
+
+
+class Denoiser:
+    """A transformer with its caches for one size of latents; holds one segment at a time.
+
+    Everything that grows with the size is allocated here. Calls are those of `model.schedule.calls`, or any order
+    that keeps a block's steps and a step's blocks in order.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        dit: CausalDiT,
+        settings: DenoiseSettings,
+        height: int,
+        width: int,
+        backend: str,
+        distance: Callable[[int, int, int], int] = relative_distance,
+    ) -> None:
+        """Latents are `height` x `width`; `backend` computes attention.
+
+        distance: (seed, block, step) -> latent frames that the reference is ahead; recorded runs have their own.
+        Raises ValueError for a size, clip or backend that cannot be.
+        """
+        config = dit.config
+        if height % config.patch_size[1] or width % config.patch_size[2]:
+            raise ValueError(f"latents of {height}x{width}: must divide into patches of {config.patch_size[1:]}")
+        if settings.infer_frames < 1 or settings.infer_frames % config.frames_per_block:
+            raise ValueError(
+                f"infer_frames={settings.infer_frames}: must be a multiple of {config.frames_per_block}"
+            )
+        self.dit, self.settings, self.distance = dit, settings, distance
+        self.block_shape = (config.in_dim, config.num_frames_per_block, height, width)
+        self.blocks_per_clip = settings.infer_frames // config.frames_per_block
+        self.attend = attention_backend(backend, dit.device)
+        self.solver = Solver(settings.sample_solver, settings.sample_steps, settings.sample_shift)
+        self.times = [dit.encode_time(timestep) for timestep in self.solver.timesteps.tolist()]
+        self.time_zero = dit.encode_time(0.0)
+        layout = token_layout(config, height, width, self.blocks_per_clip)
+        positions = condition_positions(config, height, width)
+        self.condition_rope = multipliers(positions, config.head_dim).to(dit.device)
+        self.caches: list[list[KVCache]] = [
+            caches(config, layout, settings.sample_steps, dit.device, dit.dtype)
+            for _ in range(2 if settings.sample_guide_scale else 1)
+        ]
+        """One set per prompt: the prompt, and with guidance the negative one."""
+        self._segment: _Segment | None = None
+
+    @property
+    def segment(self) -> _Segment:
+        if self._segment is None:
+            raise RuntimeError("no segment is open")
+        return self._segment
+
+    @torch.inference_mode()
+    def open(
+        self, conditions: Conditions, first_block: int, end_block: int, carry: Carry | None = None
+    ) -> None:
+        """Starts the segment [first_block, end_block), whatever became of the one before.
+
+        With a carry its last clip is to be replayed: the segment's cells begin that many blocks earlier. Without
+        one, the video begins here. Raises ValueError for conditions that do not fit, and CarryError.
+        """
+        self._segment = None
+        config, device = self.dit.config, self.dit.device
+        if carry is not None:
+            carry.require(self.settings, first_block)
+        self._check(conditions, first_block, end_block, carry)
+        origin = carry.origin_block if carry else first_block
+        replayed = len(carry.inputs) if carry else 0
+        frames = config.num_frames_per_block
+        first_frame, end_frame = (first_block - replayed - origin) * frames, (end_block - origin) * frames
+        last = reference_time(end_frame, distance=30)
+        rope = RopeTable(config.head_dim, self.dit.grid(*self.block_shape[2:]), first_frame, last, device)
+        texts = [conditions.text] + ([] if conditions.negative_text is None else [conditions.negative_text])
+        inputs = (self.blocks_per_clip, self.settings.sample_steps, *self.block_shape)
+        self._segment = _Segment(
+            conditions,
+            first_block,
+            end_block,
+            origin,
+            carry,
+            rope,
+            texts=[self.dit.encode_text(text.to(device)) for text in texts],
+            reference=(carry or conditions).reference,
+            motion=(carry or conditions).motion,
+            latents=carry.latents if carry else conditions.motion[:, :PRIMING_LATENTS].float(),
+            inputs=torch.empty(inputs, dtype=self.dit.dtype, device=device),
+            next_block=[first_block - replayed] * self.settings.sample_steps,
+            speech={},
+        )
+        self._prefill()
+
+    @torch.inference_mode()
+    def prefill(self, reference: Tensor | None = None, motion: Tensor | None = None) -> None:
+        """The second prefill: from here on the condition is another.
+
+        reference: [C, 1, h, w]; the first generated latent unless given.
+        motion: [C, 19, h, w]; stays as it is unless given, which `first_latent_and_motion` requires.
+        """
+        segment = self.segment
+        if reference is None:
+            reference = self._first_latent(segment)
+        segment.reference, segment.motion = reference, self._second_motion(segment, motion)
+        self._prefill()
+
+    @torch.inference_mode()
+    def cell(self, block: int, step: int, state: SolverState | None = None) -> SolverState:
+        """One block at one step. Returns the block's state after it: `x` is clean after the last step.
+
+        Step 0 draws the block's noise if `state` is None. The cell of a replayed block takes its x from the carry,
+        leaves its keys and values in the caches, and returns that x.
+        """
+        segment = self.segment
+        if block != segment.next_block[step] or block >= segment.end_block:
+            raise ValueError(f"cell ({block}, {step}): step {step} goes on at block {segment.next_block[step]}")
+        replay = block < segment.first_block
+        if replay:
+            assert segment.carry is not None
+            state = self.solver.start(segment.carry.inputs[block - segment.first_cell, step])
+        elif state is None:
+            if step:
+                raise ValueError(f"cell ({block}, {step}): only step 0 goes without a state")
+            state = self.solver.start(block_noise(self.settings.base_seed, block, self.block_shape))
+        state = SolverState(self._upload(state.x), state.memory)
+        velocity = self._velocity(state.x, block, step)
+        segment.inputs[(block - segment.origin_block) % self.blocks_per_clip, step].copy_(state.x)
+        segment.next_block[step] = block + 1
+        last = step == self.settings.sample_steps - 1
+        if last:
+            del segment.speech[block]
+        if replay:
+            return state
+        state = self.solver.step(state, velocity, step)
+        if last:
+            segment.latents = extend_history(self._upload(segment.latents), state.x)
+            if block == segment.origin_block:
+                segment.first_latent = state.x[:, :1]
+        return state
+
+    def _velocity(self, x_CFHW: Tensor, block: int, step: int) -> Tensor:
+        """What the network says to x, guided if guidance is on; leaves the block in the caches of `step`."""
+        segment, dit = self.segment, self.dit
+        frames = self.block_shape[1]
+        frame = (block - segment.origin_block) * frames
+        index = block - segment.first_cell
+        slot, blocks = index % self.blocks_per_clip, min(index + 1, self.blocks_per_clip)
+        rope = segment.rope.frames(frame, frames)
+        distance = self.distance(self.settings.base_seed, block, step)
+        reference_rope = segment.rope.frames(reference_time(frame, distance), 1)
+        speech, time = self._speech(block), self.times[step]
+        velocities = []
+        for text, step_caches in zip(segment.texts, self.caches, strict=True):
+            exchange = CellExchange(step_caches[step // 2], step, slot, blocks, rope, reference_rope)
+            hidden = dit.run_layers(
+                dit.embed(x_CFHW),
+                range(dit.config.num_layers),
+                Context(time, text, speech, exchange, self.attend),
+            )
+            velocities.append(dit.velocity(hidden, dit.grid(*self.block_shape[2:]), time))
+        if len(velocities) == 1:
+            return velocities[0]
+        positive, negative = velocities
+        return negative + self.settings.sample_guide_scale * (positive - negative)
+
+    @torch.inference_mode()
+    def carry(self, motion: Tensor | None = None) -> Carry:
+        """What the next segment needs, after the last cell of a segment that ends with a clip.
+
+        motion: as in `prefill`, for a segment that ends where the second prefill would come.
+        """
+        segment = self.segment
+        blocks = segment.end_block - segment.origin_block
+        if blocks % self.blocks_per_clip or set(segment.next_block) != {segment.end_block}:
+            raise ValueError(f"end_block={segment.end_block}: a carry needs a finished segment that ends with a clip")
+        reference, in_force = segment.reference, segment.motion
+        if blocks == self.blocks_per_clip and self.settings.reference != "keep":
+            reference, in_force = self._first_latent(segment), self._second_motion(segment, motion)
+        return Carry(
+            self.settings,
+            segment.end_block,
+            segment.origin_block,
+            inputs=segment.inputs.cpu(),
+            reference=reference.cpu(),
+            motion=in_force.cpu(),
+            latents=segment.latents.cpu(),
+        )
+
+    def _prefill(self) -> None:
+        """Condition tokens through all layers once per prompt, at t = 0 and without speech."""
+        segment, dit = self.segment, self.dit
+        hidden = dit.embed_condition(self._upload(segment.reference), self._upload(segment.motion))
+        for text, (first, *others) in zip(segment.texts, self.caches, strict=True):
+            exchange = PrefillExchange(first, self.condition_rope)
+            context = Context(self.time_zero, text, None, exchange, self.attend)
+            dit.run_layers(hidden, range(dit.config.num_layers), context)
+            for cache in others:
+                cache.adopt_condition(first)
+
+    def _speech(self, block: int) -> SpeechTokens:
+        """Encoded at a block's first step, used by all of them."""
+        segment = self.segment
+        if block not in segment.speech:
+            frames = self.dit.config.frames_per_block
+            start = (block - segment.conditions.speech_first_block) * frames
+            features = segment.conditions.speech[:, :, start : start + frames]
+            segment.speech[block] = self.dit.encode_speech(self._upload(features))
+        return segment.speech[block]
+
+    def _first_latent(self, segment: _Segment) -> Tensor:
+        if segment.first_latent is None:
+            raise ValueError("the first latent of the video is not made in this segment, or not yet")
+        return segment.first_latent
+
+    def _second_motion(self, segment: _Segment, motion: Tensor | None) -> Tensor:
+        if motion is None and self.settings.reference == "first_latent_and_motion":
+            raise ValueError("reference='first_latent_and_motion': the second prefill needs re-encoded motion latents")
+        return segment.motion if motion is None else motion
+
+    def _upload(self, tensor: Tensor) -> Tensor:
+        """To the device without waiting for it: copies from pinned memory are queued like kernels."""
+        if self.dit.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.dit.device, non_blocking=True)
+
+    def _check(self, conditions: Conditions, first_block: int, end_block: int, carry: Carry | None) -> None:
+        config, (channels, _, height, width) = self.dit.config, self.block_shape
+        if not 0 <= first_block < end_block:
+            raise ValueError(f"blocks {first_block}..{end_block}: must be a range of at least one block")
+        if (conditions.negative_text is not None) != bool(self.settings.sample_guide_scale):
+            raise ValueError("negative_text: must be given with sample_guide_scale above 0, and only then")
+        shapes = {
+            "reference": (conditions.reference, (channels, 1, height, width)),
+            "motion": (conditions.motion, (channels, config.motion_frames_latent, height, width)),
+        }
+        if carry is not None:
+            steps = self.settings.sample_steps
+            shapes["carry.inputs"] = (carry.inputs, (self.blocks_per_clip, steps, *self.block_shape))
+        for name, (tensor, shape) in shapes.items():
+            if tensor.shape != shape:
+                raise ValueError(f"{name} of shape {list(tensor.shape)}: must be {list(shape)}")
+        first_cell = first_block - (self.blocks_per_clip if carry else 0)
+        needed = (end_block - conditions.speech_first_block) * config.frames_per_block
+        layers, dim, frames = conditions.speech.shape
+        if (layers, dim) != (config.num_wav2vec_layers, config.audio_dim):
+            raise ValueError(
+                f"speech of {layers} layers x {dim}: must be {config.num_wav2vec_layers} x {config.audio_dim}"
+            )
+        if conditions.speech_first_block > first_cell or frames < needed:
+            raise ValueError(
+                f"speech of {frames} frames from block {conditions.speech_first_block} on: "
+                f"must span blocks {first_cell}..{end_block}"
+            )

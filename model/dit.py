@@ -1,0 +1,215 @@
+"""The causal audio-driven video transformer (Wan2.2-S2V as Live Avatar runs it), on one device.
+
+Parameter names are those of the published checkpoint. A call is `embed`, then the layers, then `velocity`; the
+layers may be run in pieces. Weights may be bfloat16: embedding of time, modulations, norms, residual sums, head and
+audio encoder compute in float32 as upstream does, and hidden states leave a layer in the dtype of the weights.
+
+Shape suffixes: B batch (always 1), L tokens, N heads, D channels; C, F, H, W of latents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import AttentionBackend
+from model.audio import AudioInjector, CausalAudioEncoder, SpeechTokens
+from model.config import DiTConfig
+from model.framepack import FramePacker
+from model.layers import Attention, linear_float32, modulated_norm
+
+VIDEO, REFERENCE, MOTION = 0, 1, 2
+"""Rows of `trainable_cond_mask`: what kind of token it is."""
+
+TIME_PERIOD = 10000.0
+
+Exchange = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(layer, q, k, v) of the tokens at hand, not rotated -> rotated q, and all keys and values that it attends.
+`model/cache.py` has one for the prefill and one for a cell."""
+
+
+@dataclass(frozen=True)
+class TimeEmbedding:
+    """A timestep as the layers take it, float32."""
+
+    embedded_D: Tensor
+    projected_6D: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the tokens of one call meet in every layer."""
+
+    time: TimeEmbedding
+    text: list[tuple[Tensor, Tensor]]
+    """Keys and values of the prompt per layer, from `encode_text`."""
+    speech: SpeechTokens | None
+    """None in a prefill."""
+    exchange: Exchange
+    attend: AttentionBackend
+
+
+class DiTBlock(nn.Module):
+    """One layer: self-attention, attention of the text, feed-forward."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.self_attn = Attention(dim, config.num_heads, config.eps)
+        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
+        self.cross_attn = Attention(dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+        )
+
+    def forward(self, x_BLD: Tensor, layer: int, context: Context) -> Tensor:
+        dtype = x_BLD.dtype
+        modulation_6D = self.modulation[0].float() + context.time.projected_6D
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6D.unbind()
+
+        normed = modulated_norm(x_BLD, scale1, shift1, self.eps).to(dtype)
+        q, k, v = context.exchange(layer, self.self_attn.query(normed), *self.self_attn.key_value(normed))
+        x_BLD = x_BLD + self.self_attn.output(context.attend(q, k, v)) * gate1
+
+        q = self.cross_attn.query(self.norm_text(x_BLD).to(dtype))
+        x_BLD = x_BLD + self.cross_attn.output(context.attend(q, *context.text[layer]))
+
+        normed = modulated_norm(x_BLD, scale2, shift2, self.eps).to(dtype)
+        return (x_BLD + self.ffn(normed) * gate2).to(dtype)
+
+    def norm_text(self, x_BLD: Tensor) -> Tensor:
+        norm = self.norm3
+        return F.layer_norm(x_BLD.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+
+
+class Head(nn.Module):
+    """Hidden states -> patches of velocity, in float32."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        rows, columns = config.patch_size[1:]
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+        self.head = nn.Linear(config.dim, rows * columns * config.out_dim)
+
+    def forward(self, x_BLD: Tensor, time: TimeEmbedding) -> Tensor:
+        shift, scale = self.modulation[0].float() + time.embedded_D
+        return linear_float32(self.head, modulated_norm(x_BLD, scale, shift, self.eps))
+
+
+class CausalDiT(nn.Module):
+    """The transformer. It keeps nothing from call to call; caches come in with the `Context`."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch)
+        self.cond_encoder = nn.Conv3d(config.cond_dim, dim, kernel_size=patch, stride=patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.trainable_cond_mask = nn.Embedding(3, dim)
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self.casual_audio_encoder = CausalAudioEncoder(config)
+        self.audio_injector = AudioInjector(config)
+        self.frame_packer = FramePacker(config.in_dim, dim, config.framepack_zip_frame_buckets)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a latent frame of `height` x `width`."""
+        return height // self.config.patch_size[1], width // self.config.patch_size[2]
+
+    # What a call needs besides tokens.
+
+    def encode_time(self, timestep: float) -> TimeEmbedding:
+        """Sinusoids (cosines first, computed in float64) through two small networks, in float32."""
+        half = self.config.freq_dim // 2
+        angles = timestep * TIME_PERIOD ** -(torch.arange(half, dtype=torch.float64) / half)
+        sinusoid = torch.cat((angles.cos(), angles.sin())).float().to(self.device)
+        embedded_D = _sequential_float32(self.time_embedding, sinusoid)
+        projected_6D = _sequential_float32(self.time_projection, embedded_D).unflatten(-1, (6, -1))
+        return TimeEmbedding(embedded_D, projected_6D)
+
+    def encode_text(self, text_LD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Text encoder output [tokens, text_dim] -> keys and values [1, text_len, N, D] of every layer.
+
+        Filled up with zero rows to `text_len`. There is no mask: biases make the zero rows count.
+        """
+        padded = F.pad(text_LD.to(self.dtype), (0, 0, 0, self.config.text_len - len(text_LD)))
+        text_BLD = self.text_embedding(padded[None])
+        return [block.cross_attn.key_value(text_BLD) for block in self.blocks]
+
+    def encode_speech(self, speech_LCT: Tensor) -> SpeechTokens:
+        """Features [layers, audio_dim, frames of one block] -> what that block hears.
+
+        A block knows nothing of the sound before it: its own first frame is repeated in front instead, and the
+        latent steps of the repetition are dropped.
+        """
+        config = self.config
+        before = speech_LCT[:, :, :1].expand(-1, -1, config.motion_frames_pixel)
+        whole_TD, local_TKD = self.casual_audio_encoder(torch.cat((before, speech_LCT), dim=2))
+        skip = config.motion_frames_latent
+        return SpeechTokens(whole_TD[skip:].to(self.dtype), local_TKD[skip:].to(self.dtype))
+
+    # The call itself.
+
+    def embed(self, x_CFHW: Tensor, pose_CFHW: Tensor | None = None) -> Tensor:
+        """Noisy latents of a block, and its pose latents if any, -> hidden states [1, L, D].
+
+        Without pose the pose encoder still adds its bias, as upstream feeds it zeros.
+        """
+        x_BLD = _patches(self.patch_embedding, x_CFHW.to(self.dtype))
+        if pose_CFHW is None:
+            assert self.cond_encoder.bias is not None
+            pose_BLD = self.cond_encoder.bias
+        else:
+            pose_BLD = _patches(self.cond_encoder, pose_CFHW.to(self.dtype))
+        return x_BLD + pose_BLD + self.trainable_cond_mask.weight[VIDEO]
+
+    def embed_condition(self, reference_CFHW: Tensor, motion_CFHW: Tensor) -> Tensor:
+        """Reference latent and motion history -> hidden states [1, L, D], reference first."""
+        kind = self.trainable_cond_mask.weight
+        reference_BLD = _patches(self.patch_embedding, reference_CFHW.to(self.dtype)) + kind[REFERENCE]
+        motion_BLD = self.frame_packer(motion_CFHW.to(self.dtype)) + kind[MOTION]
+        return torch.cat((reference_BLD, motion_BLD), dim=1)
+
+    def run_layers(self, x_BLD: Tensor, layers: range, context: Context) -> Tensor:
+        """Hidden states through some of the layers, in order."""
+        for layer in layers:
+            x_BLD = self.blocks[layer](x_BLD, layer, context)
+            if context.speech is not None and layer in self.config.audio_inject_layers:
+                index = self.config.audio_inject_layers.index(layer)
+                x_BLD = self.audio_injector(index, x_BLD, context.speech, context.attend)
+        return x_BLD
+
+    def velocity(self, x_BLD: Tensor, grid: tuple[int, int], time: TimeEmbedding) -> Tensor:
+        """Hidden states after the last layer -> velocity [C, F, h, w] float32."""
+        patches = self.head(x_BLD, time)[0]
+        (rows, columns), (patch_rows, patch_columns) = grid, self.config.patch_size[1:]
+        patches = patches.view(-1, rows, columns, patch_rows, patch_columns, self.config.out_dim)
+        return patches.permute(5, 0, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def _patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
+    return conv(x_CFHW[None]).flatten(2).transpose(1, 2)
+
+
+def _sequential_float32(network: nn.Sequential, x: Tensor) -> Tensor:
+    for module in network:
+        x = linear_float32(module, x) if isinstance(module, nn.Linear) else module(x)
+    return x

@@ -1,0 +1,45 @@
+"""Parts that the transformer's modules share.
+
+Shape suffixes: B batch, L tokens, N heads, D channels (of a head after a split into heads, else of the model).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """The projections around an attention. Queries and keys are normalised over the whole width, all heads at once."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+    def query(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, N, D]"""
+        return self._heads(self.norm_q(self.q(x_BLD)))
+
+    def key_value(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, N, D] each; keys are not rotated."""
+        return self._heads(self.norm_k(self.k(x_BLD))), self._heads(self.v(x_BLD))
+
+    def output(self, attended_BLND: Tensor) -> Tensor:
+        return self.o(attended_BLND.flatten(2))
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.num_heads, -1))
+
+
+def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32, whatever the dtype of its weights."""
+    return F.linear(x.float(), linear.weight.float(), linear.bias.float())
+
+
+def modulated_norm(x_BLD: Tensor, scale_D: Tensor, shift_D: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift in float32: a LayerNorm whose weight and bias are the modulation."""
+    return F.layer_norm(x_BLD.float(), scale_D.shape, 1 + scale_D, shift_D, eps)

@@ -1,0 +1,92 @@
+"""Live Avatar's LoRA: which tensors form pairs, whether they fit the transformer, and W + scale * B @ A."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model import tensors
+
+_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file whose every tensor has its place."""
+
+    path: Path
+    scale: float
+    """alpha / rank."""
+    pairs: dict[str, tuple[str, str]]
+    """Name of the weight that is changed -> names of A [rank, in] and B [out, rank] in the file."""
+
+    def tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A and B of every changed weight, mapped from the file."""
+        names = [name for pair in self.pairs.values() for name in pair]
+        found = dict(tensors.read(self.path, names))
+        return {weight: (found[a], found[b]) for weight, (a, b) in self.pairs.items()}
+
+
+def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """weight [out, in] + scale * B @ A, float32, computed on the weight's device."""
+    a, b = (tensor.to(weight.device, torch.float32) for tensor in pair)
+    return torch.addmm(weight.float(), b, a, alpha=scale)
+
+
+def find(path: Path, alpha: float, rank: int, weights: Shapes) -> tuple[Lora, list[str]]:
+    """Pairs a LoRA file's tensors with the weights of a model, and says all that does not fit.
+
+    `weights` are the model's names and shapes. Names may carry PEFT's `base_model.model.` and `.default`.
+    A kind of layer (say `self_attn.q`) must be adapted in every place of the model or in none: a file that lacks
+    some of them was cut short.
+    """
+    shapes = tensors.shapes(path)
+    sides, strangers = _sides(shapes)
+    problems = [f"unknown tensor {name}" for name in strangers]
+    problems += [f"no weight {name} in the model" for name in sides if name not in weights]
+    known = {name: pair for name, pair in sides.items() if name in weights}
+    for name, pair in known.items():
+        if pair.keys() != {"A", "B"}:
+            problems.append(f"only lora_{next(iter(pair))} of {name}")
+        else:
+            problems += _misfits(shapes, pair, weights[name], rank)
+    kinds = {_kind(name) for name in known}
+    problems += [f"no pair for {name}" for name in weights if _kind(name) in kinds and name not in known]
+    if not known:
+        problems.append("none of its tensors belongs to the model")
+    pairs = {name: (pair["A"], pair["B"]) for name, pair in known.items() if len(pair) == 2}
+    return Lora(path, alpha / rank, pairs), problems
+
+
+def _sides(shapes: Shapes) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Weight -> side -> tensor name, and the tensors that are no part of a LoRA."""
+    sides: dict[str, dict[str, str]] = {}
+    strangers = []
+    for name in shapes:
+        if match := _NAME.fullmatch(name):
+            sides.setdefault(f"{match['module']}.weight", {})[match["side"]] = name
+        else:
+            strangers.append(name)
+    return sides, strangers
+
+
+def _misfits(shapes: Shapes, pair: dict[str, str], weight: tuple[int, ...], rank: int) -> list[str]:
+    if len(weight) != 2:
+        return [f"{pair['A']}: the model's weight is no matrix but {list(weight)}"]
+    wanted = {"A": (rank, weight[1]), "B": (weight[0], rank)}
+    return [
+        f"{pair[side]} is {list(shapes[pair[side]])}; lora_rank={rank} and the model ask for {list(shape)}"
+        for side, shape in wanted.items()
+        if shapes[pair[side]] != shape
+    ]
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)

@@ -1,0 +1,74 @@
+"""What happened, one line per change of state: `events.jsonl`, which progress, results and `status` are made from."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray_jobs.folder import Folder
+
+Event = dict[str, Any]
+"""`time` (seconds since 1970), `event` (its name) and what belongs to it, such as `lesson` or `segment`."""
+
+
+class EventLog:
+    """Appends events to `events.jsonl` of an output folder and passes each to the listeners.
+
+    Local files grow line by line. An object store cannot append, so there the whole file is written anew at most
+    every `upload_seconds`, and at the end.
+    """
+
+    def __init__(self, out: Folder, upload_seconds: float = 15.0) -> None:
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._folder = out
+        self._upload_seconds = upload_seconds
+        self._uploaded = time.monotonic()
+        self._remote = b""
+        local = out.local_path("events.jsonl")
+        self._file = open(local, "ab", buffering=0) if local else None  # noqa: SIM115
+        if self._file is None and out.exists("events.jsonl"):
+            self._remote = out.read("events.jsonl")
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        self._listeners.append(listener)
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Record an event. Called from several threads; each line is written whole."""
+        entry: Event = {"time": round(time.time(), 3), "event": event, **values}
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            if self._file is not None:
+                self._file.write(line)
+            else:
+                self._remote += line
+                if time.monotonic() - self._uploaded > self._upload_seconds:
+                    self._upload()
+            for listener in self._listeners:
+                listener(entry)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            else:
+                self._upload()
+
+    def _upload(self) -> None:
+        self._folder.write("events.jsonl", self._remote)
+        self._uploaded = time.monotonic()
+
+
+def read(out: Folder) -> list[Event]:
+    """Events of the newest run in an output folder. A last line that is still being written is left out."""
+    events: list[Event] = []
+    for line in out.read("events.jsonl").split(b"\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        events = [event] if event["event"] == "run_started" else [*events, event]
+    return events

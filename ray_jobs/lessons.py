@@ -1,0 +1,126 @@
+"""Rows of a manifest become lessons, or problems that name row, lesson, field, value and rule."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.paths import resolve
+from stages.types import Lesson, Problem, Row
+from stages.validate import validate
+
+from ray_jobs.settings import FIELDS, Effective, SettingsError, override, unknown
+
+REQUIRED = ("lesson_id", "image", "audio", "prompt")
+_UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
+_RESERVED = {".", "..", ".lectern"}
+_MAX_NAME_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Course:
+    """A manifest as far as it can be judged without opening its media."""
+
+    lessons: list[Lesson]
+    problems: list[Problem]
+
+
+def read_rows(
+    rows: Sequence[Row], manifest: str, effective: Effective, fill: Mapping[str, str], problems: Sequence[Problem]
+) -> Course:
+    """Check every row. `fill` gives columns that a row leaves empty; a row's own value wins.
+
+    One row can have several problems; all of them are reported. Lessons without a problem are returned.
+    """
+    found = list(problems)
+    lessons = []
+    for row in rows:
+        values = {**fill, **row.values}
+        lesson, own = _read_row(row, values, manifest, effective)
+        found += own
+        if lesson is not None and not own:
+            lessons.append(lesson)
+    found += _shared(rows, {**fill}, "lesson_id")
+    clashes = Counter(output_name(lesson) for lesson in lessons)
+    for lesson in lessons:
+        if clashes[name := output_name(lesson)] > 1:
+            rule = "two lessons would be written to the same file"
+            found.append(Problem(lesson.number, lesson.lesson_id, "output_name", name, rule))
+    bad = {problem.row for problem in found}
+    found.sort(key=lambda problem: problem.row)
+    return Course([lesson for lesson in lessons if lesson.number not in bad], found)
+
+
+def output_name(lesson: Lesson) -> str:
+    """The file that a lesson is delivered as, relative to the output folder."""
+    return lesson.settings.output_name.format(lesson_id=lesson.lesson_id, **lesson.extras)
+
+
+def _read_row(
+    row: Row, values: Mapping[str, str], manifest: str, effective: Effective
+) -> tuple[Lesson | None, list[Problem]]:
+    lesson_id = values.get("lesson_id", "")
+    problems: list[Problem] = []
+
+    def problem(field: str, value: str, rule: str) -> None:
+        problems.append(Problem(row.number, lesson_id, field, value, rule))
+
+    for name in REQUIRED:
+        if not values.get(name):
+            problem(name, "", f"is empty, and no {name}=... was given for the whole run")
+    if lesson_id and (rule := _name_rule(lesson_id)):
+        problem("lesson_id", lesson_id, rule)
+    extras = {name: value for name, value in values.items() if name.startswith("x_")}
+    own = {name: value for name, value in values.items() if name not in REQUIRED and name not in extras}
+    for name in [name for name in own if name not in FIELDS]:
+        problem(name, own.pop(name), f"unknown column ({unknown(name)}); columns of your own begin with x_")
+    settings = effective.settings
+    for name, value in own.items():
+        try:
+            settings = override(settings, {name: value}, f"row {row.number}")
+        except SettingsError as error:
+            problem(name, value, str(error).split(": ", 2)[-1])
+    for field, setting, rule in validate(settings):
+        problem(field, setting, rule)
+    if problems:
+        return None, problems
+    image, audio = resolve(values["image"], manifest), resolve(values["audio"], manifest)
+    lesson = Lesson(row.number, lesson_id, image, audio, values["prompt"], settings, extras)
+    try:
+        name = output_name(lesson)
+    except (KeyError, IndexError, ValueError) as error:
+        problem("output_name", settings.output_name, f"names a column that the row does not have: {error}")
+        return None, problems
+    if rule := _name_rule(name):
+        problem("output_name", name, rule)
+    elif not name.endswith(".mp4"):
+        problem("output_name", name, "must end in .mp4")
+    return lesson, problems
+
+
+def _name_rule(name: str) -> str | None:
+    """Why a name cannot be a file in the output folder, or None if it can."""
+    if name in _RESERVED or name.startswith("."):
+        return "must not be, or begin with, a dot: it would hide or leave the output folder"
+    if bad := _UNSAFE.search(name):
+        return f"must be a plain file name; {bad.group()!r} is not allowed in one"
+    if name != name.strip():
+        return "must not begin or end with a space"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        return f"is {len(name.encode())} bytes long; at most {_MAX_NAME_BYTES} are allowed"
+    return None
+
+
+def _shared(rows: Sequence[Row], fill: Mapping[str, str], column: str) -> list[Problem]:
+    """A problem for each row whose value in `column` another row has too."""
+    ids = [(row.number, {**fill, **row.values}.get(column, "")) for row in rows]
+    folded = Counter(value.casefold() for _, value in ids if value)
+    problems = []
+    for number, value in ids:
+        if value and folded[value.casefold()] > 1:
+            others = [str(n) for n, v in ids if v.casefold() == value.casefold() and n != number]
+            rule = f"is also the id of row {', '.join(others)}; ids must differ (also by more than case)"
+            problems.append(Problem(number, value, column, value, rule))
+    return problems

@@ -1,0 +1,155 @@
+"""What the user sees while a run goes on: a live table in a terminal, one plain line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ray_jobs.events import Event
+
+
+@dataclass
+class Summary:
+    """A run as its events tell it. Fed one event after another, by the run itself or by `lectern status`."""
+
+    run: str = ""
+    started: float = 0.0
+    now: float = 0.0
+    lessons: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    running: dict[str, str] = field(default_factory=dict)
+    """Lesson -> what is being done for it."""
+    segments: int = 0
+    segments_done: int = 0
+    frames: int = 0
+    """Frames that this run has to render."""
+    frames_done: int = 0
+    rendering_since: float = 0.0
+    loading: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Stage -> bytes loaded and in all, while its models are being loaded."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    exit_code: int | None = None
+
+    def feed(self, event: Event) -> None:
+        self.now = event["time"]
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_run_started(self, event: Event) -> None:
+        self.run, self.started, self.lessons = event["run"], event["time"], event["lessons"]
+
+    def _on_work_planned(self, event: Event) -> None:
+        self.segments, self.frames = event["segments"], event["frames"]
+
+    def _on_loading(self, event: Event) -> None:
+        self.loading[event["stage"]] = (event["bytes"], event["total"])
+
+    def _on_loaded(self, event: Event) -> None:
+        self.loading.pop(event["stage"], None)
+
+    def _on_lesson_state(self, event: Event) -> None:
+        self.running[event["lesson"]] = event["state"]
+
+    def _on_frames(self, event: Event) -> None:
+        self.rendering_since = self.rendering_since or event["time"]
+        self.frames_done = event["done"]
+
+    def count(self, frames: int) -> None:
+        """More often than events are worth writing: the frames decoded so far in this run."""
+        self.now = time.time()
+        self.rendering_since = self.rendering_since or self.now
+        self.frames_done = frames
+
+    def _on_segment_done(self, event: Event) -> None:
+        self.segments_done += 1
+
+    def _on_lesson_ended(self, event: Event) -> None:
+        self.running.pop(event["lesson"], None)
+        self.statuses[event["status"]] += 1
+        if event.get("reason"):
+            self.failures.append((event["lesson"] or f"row {event['row']}", event["reason"]))
+
+    def _on_run_ended(self, event: Event) -> None:
+        self.exit_code = event["exit_code"]
+
+    @property
+    def frames_per_second(self) -> float | None:
+        seconds = self.now - self.rendering_since
+        return self.frames_done / seconds if self.rendering_since and seconds > 1 and self.frames_done else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.frames_per_second
+        return (self.frames - self.frames_done) / rate if rate else None
+
+    def line(self) -> str:
+        """The run in one line."""
+        parts = [f"{stage} loading {_gb(done)} of {_gb(total)}" for stage, (done, total) in self.loading.items()]
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
+        parts.append(f"lessons {sum(self.statuses.values())}/{self.lessons}" + (f" ({counts})" if counts else ""))
+        if self.segments:
+            parts.append(f"segments {self.segments_done}/{self.segments}")
+            parts.append(f"frames {self.frames_done}/{self.frames}")
+        if rate := self.frames_per_second:
+            parts.append(f"{rate:.1f} frames/s")
+        if (left := self.seconds_left) and self.exit_code is None:
+            parts.append(f"{duration(left)} left")
+        return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _gb(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def table(summary: Summary) -> Group:
+    """The run as a table: totals above, the lessons on the road below."""
+    lessons = Table(box=None, pad_edge=False)
+    lessons.add_column("lesson")
+    lessons.add_column("now")
+    for lesson, state in list(summary.running.items())[:12]:
+        lessons.add_row(Text(lesson), Text(state))
+    return Group(Text(summary.line(), style="bold"), lessons)
+
+
+class Reporter:
+    """Shows a Summary until it is stopped. `console.is_terminal` decides between table and lines."""
+
+    def __init__(self, summary: Summary, seconds: float, console: Console | None = None) -> None:
+        self._summary = summary
+        self._seconds = seconds
+        self._console = console or Console(stderr=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._console.is_terminal:
+            with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+                while not self._stopped.wait(0.25):
+                    live.update(table(self._summary))
+            return
+        while not self._stopped.wait(self._seconds):
+            clock = time.strftime("%H:%M:%S")
+            print(f"{clock} {self._summary.line()}", file=sys.stderr, flush=True)

@@ -1,0 +1,250 @@
+"""One run of `lectern render`: its folders, log, progress and results, and the threads that walk the road."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from model.files import CheckpointError, fingerprint
+from rich.console import Console
+from stages.types import Lesson, Measured, Prepared, as_dict
+
+from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resources
+from ray_jobs.delivery import Deliveries
+from ray_jobs.events import EventLog
+from ray_jobs.failures import failure_class
+from ray_jobs.folder import Folder, FolderError
+from ray_jobs.lessons import output_name
+from ray_jobs.loading import CannotStart, watch_loading
+from ray_jobs.plan import Plan, Refused, Request, default_store, make_plan, show_problems, show_settings
+from ray_jobs.pool import Pool, Stopped, cpus_needed, pool_sizes
+from ray_jobs.progress import Reporter, Summary
+from ray_jobs.results import Result, begin, show, write
+from ray_jobs.road import Road
+from ray_jobs.settings import resolve
+from ray_jobs.store import Store
+from ray_jobs.workers import check_weights
+
+ALL_DELIVERED, NOTHING_STARTED, NOT_ALL_DELIVERED, INTERRUPTED = 0, 2, 3, 130
+"""Exit codes."""
+
+Work = list[tuple[Lesson, Prepared]]
+Walk = Callable[[Road, Lesson, Prepared, Result], Measured]
+
+
+class Run:
+    """Opens the output folder and the store, logs every change of state, and tells the user.
+
+    Raises Refused where the settings, the folders or the manifest do not allow even a start.
+    """
+
+    def __init__(self, request: Request) -> None:
+        assert request.out is not None
+        self.request = request
+        self.console = Console(stderr=True)
+        self.effective = resolve(request.layers)
+        self.results: dict[int, Result] = {}
+        self._backend: Backend | None = None
+        self._interrupted = False
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        try:
+            self.out = Folder(request.out)
+            self.home = Store(default_store(request.out))
+            self.store = Store(request.store) if request.store else self.home
+            for uri in {default_store(request.out), request.store or default_store(request.out)}:
+                Folder(uri).probe()
+            self._events = EventLog(self.out)
+        except (FolderError, ValueError, OSError) as error:
+            raise Refused(f"--out {request.out}: {error}") from error
+        self._summary = Summary()
+        self._events.listen(self._summary.feed)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+        if self._backend is not None:
+            self._backend.stop()
+
+    # ---------------------------------------------------------------- before the road
+
+    def check(self) -> Plan:
+        """Check every row that was asked for and show all problems together."""
+        show_settings(self.effective, self.console)
+        try:
+            weights = fingerprint(self.effective.settings)
+        except CheckpointError as error:
+            raise Refused(str(error)) from error
+        plan = make_plan(self.request, self.effective, weights, self.store, self._start_backend)
+        show_problems(plan.problems, self.console)
+        if self.request.strict and plan.problems:
+            raise Refused(f"--strict: {len(plan.problems)} problems, so nothing was rendered")
+        self.results = begin(plan)
+        run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self._events.emit("run_started", run=run, lessons=len(plan.rows), manifest=self.request.manifest)
+        self.home.put_run(run, "settings", as_dict(self.effective))
+        segments = {lesson.lesson_id: [s.id for s in prepared.segments] for lesson, prepared in plan.ready}
+        self.home.put_run(run, "identities", segments)
+        return plan
+
+    def not_delivered(self, plan: Plan) -> Work:
+        """Lessons that are still to be made, most frames first: a lesson's segments are rendered one by one."""
+        self._deliveries = Deliveries(self.out, self.home)
+        work = []
+        for lesson, prepared in plan.ready:
+            measured = self._deliveries.find(lesson, prepared)
+            if measured is None:
+                work.append((lesson, prepared))
+            else:
+                self.results[lesson.number].take(measured, "reused", self._where(lesson))
+        for result in self.results.values():
+            if result.status != "not_started":
+                self._ended(result)
+        self._events.emit(
+            "work_planned",
+            segments=sum(plan.missing_segments(prepared) for _, prepared in work),
+            frames=sum(plan.missing_frames(prepared) for _, prepared in work),
+        )
+        return sorted(work, key=lambda item: -plan.missing_frames(item[1]))
+
+    def _start_backend(self) -> Backend:
+        """Ray, or this process; started when it is first needed, since a run may find everything done."""
+        if self._backend is None and self.request.local:
+            self._backend = LocalBackend()
+        elif self._backend is None:
+            began = time.monotonic()
+            self._backend = RayBackend(self.request.address, cpus_needed(self.effective.settings))
+            seconds = round(time.monotonic() - began, 1)
+            self._events.emit("ray_started", seconds=seconds)
+            self.console.print(f"Ray started in {seconds} s", highlight=False)
+        assert self._backend is not None
+        return self._backend
+
+    # ---------------------------------------------------------------- on the road
+
+    @contextmanager
+    def open_road(self, work: Work) -> Iterator[Road]:
+        """Workers for the lessons that are left, and progress while they are used.
+
+        Raises Refused if a stage's workers find no place or cannot load their model.
+        """
+        settings = self.effective.settings
+        backend = self._start_backend()
+        self._check_weights(backend)
+        sizes = pool_sizes(settings, len(work))
+        road = Road(backend, settings, sizes, self.store, self.out.uri, self._events, self._summary, work)
+        reporter = Reporter(self._summary, settings.progress_seconds, self.console)
+        reporter.start()
+        try:
+            with _on_signals(lambda: self._interrupt(road)):
+                yield road
+        finally:
+            reporter.stop()
+            road.close()
+
+    def _check_weights(self, backend: Backend) -> None:
+        """Compare the checkpoint's headers with what the models need, on a CPU, before anything is loaded."""
+        settings = self.effective.settings
+        task = Resources(settings.prepare_cpus, custom=settings.cpu_resource)
+        try:
+            backend.get(backend.task(check_weights, settings, resources=task))
+        except Failed as failure:
+            raise Refused(str(failure.cause)) from failure
+
+    def each(self, work: Work, road: Road, walk: Walk) -> None:
+        """Walk every lesson down the road, as many at once as the pools can use."""
+        at_once = 1 if self.request.local else road.sizes.lessons
+        with ThreadPoolExecutor(2, "loading") as loaders, ThreadPoolExecutor(at_once, "lesson") as lessons:
+            pools = {"transformer": road.groups, "decoder": road.decoders}
+            loading = [loaders.submit(self._load, road, stage, pool) for stage, pool in pools.items()]
+            walking = [lessons.submit(self._walk, walk, road, *item) for item in work]
+            for future in [*loading, *walking]:
+                future.result()
+
+    def _load(self, road: Road, stage: str, pool: Pool) -> None:
+        try:
+            timeout = self.effective.settings.placement_timeout
+            watch_loading(road.backend, stage, pool, self._events, timeout)
+        except CannotStart as error:
+            road.stop()
+            raise Refused(str(error)) from error
+
+    def _walk(self, walk: Walk, road: Road, lesson: Lesson, prepared: Prepared) -> None:
+        """One lesson, with whatever happens to it as its result: it never costs another lesson."""
+        if road.closing.is_set():
+            return
+        result = self.results[lesson.number]
+        self._events.emit("lesson_started", lesson=lesson.lesson_id, row=lesson.number)
+        began = time.monotonic()
+        try:
+            measured = walk(road, lesson, prepared, result)
+            self._deliveries.record(lesson, prepared, measured)
+            result.take(measured, "done", self._where(lesson))
+        except Stopped:
+            result.status = "stopped"
+        except Exception as error:
+            cause = error.cause if isinstance(error, Failed) else error
+            result.fail("failed", failure_class(cause), f"{type(cause).__name__}: {cause}")
+        finally:
+            road.release(lesson, prepared)
+        result.seconds = round(time.monotonic() - began, 2)
+        self._ended(result)
+        limit = self.request.max_failures
+        if limit is not None and sum(r.status == "failed" for r in self.results.values()) >= limit:
+            road.closing.set()
+
+    def _interrupt(self, road: Road) -> None:
+        self._interrupted = True
+        road.stop()
+
+    # ---------------------------------------------------------------- the end
+
+    def finish(self) -> int:
+        """Write the results, show them, and return the exit code."""
+        results = list(self.results.values())
+        write(self.out, results)
+        show(results, time.monotonic() - self._started, self.console)
+        if self._interrupted:
+            code = INTERRUPTED
+        else:
+            code = ALL_DELIVERED if all(result.delivered for result in results) else NOT_ALL_DELIVERED
+        counts = Counter(result.status for result in results)
+        self._events.emit("run_ended", exit_code=code, counts=dict(counts))
+        return code
+
+    def _where(self, lesson: Lesson) -> str:
+        return f"{self.out.uri.rstrip('/')}/{output_name(lesson)}"
+
+    def _ended(self, result: Result) -> None:
+        self._events.emit(
+            "lesson_ended",
+            lesson=result.lesson_id,
+            row=result.row,
+            status=result.status,
+            failure=result.failure,
+            reason=result.reason,
+        )
+
+
+@contextmanager
+def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run in order; a second one ends the process. Ray sets its own handlers earlier."""
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

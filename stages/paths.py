@@ -1,0 +1,69 @@
+"""Where a manifest's files are: resolve what a cell says, and open it wherever it lies."""
+
+import os
+import re
+import shutil
+import tempfile
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+
+import pyarrow.fs
+
+from stages.types import RowError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_uri(path: str) -> bool:
+    return _SCHEME.match(path) is not None
+
+
+def resolve(path: str, manifest: str) -> str:
+    """`path` as a manifest's cell has it -> absolute path or URI.
+
+    URIs and absolute paths stay as they are; everything else is relative to the manifest's own folder, which
+    may be a URI, and never to the working directory.
+    """
+    if is_uri(path) or os.path.isabs(path):
+        return path
+    if is_uri(manifest):
+        return f"{manifest.rpartition('/')[0]}/{path}"
+    return os.path.join(os.path.dirname(os.path.abspath(manifest)), path)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Opens a local file, or a temporary copy of what a URI names: decoders seek, and each seek is a request.
+
+    Raises FileNotFoundError, IsADirectoryError and PermissionError for both, and ValueError for a URI that
+    `pyarrow.fs` does not know. Keys of object stores are taken literally: spaces and Chinese are not escaped.
+    """
+    if not is_uri(path):
+        return open(path, "rb")
+    parts = urlsplit(path, allow_fragments=False)
+    query = f"?{parts.query}" if parts.query else ""
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(f"{parts.scheme}://{parts.netloc}/{query}")
+    copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
+    with filesystem.open_input_file(f"{root.rstrip('/')}{parts.path}") as source:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+def open_input(field: str, path: str) -> BinaryIO:
+    """`open_binary` for the file that a row's `field` names. Raises RowError if it is not there, not readable
+    or empty; other failures of a storage pass through, since they are not the row's fault."""
+    try:
+        file = open_binary(path)
+    except FileNotFoundError:
+        raise RowError(field, path, "no such file") from None
+    except IsADirectoryError:
+        raise RowError(field, path, "is a folder, not a file") from None
+    except PermissionError:
+        raise RowError(field, path, "may not be read by this user") from None
+    except ValueError as error:
+        raise RowError(field, path, f"cannot be opened: {error}") from None
+    if not file.seek(0, os.SEEK_END):
+        file.close()
+        raise RowError(field, path, "is an empty file")
+    file.seek(0)
+    return file
