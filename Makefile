@@ -35,8 +35,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.product
 
-# Written aside and renamed, so that an interrupted first run leaves no half checkpoint behind.
 build/tiny: | $(VENV)/.product
-	rm -rf $@.part
-	$(BIN)/lectern weights tiny $@.part
-	mv $@.part $@
+	$(BIN)/lectern weights tiny $@

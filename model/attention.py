@@ -22,7 +22,7 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True)
 class AttentionBackend:
-    """softmax(q k^T / sqrt(D)) v without mask or dropout: q [B, L, N, D], k and v [B, S, N, D] -> [B, L, N, D]."""
+    """softmax(q k^T / sqrt(D)) v, without a mask: q [B, L, N, D], k and v [B, S, N, D] -> [B, L, N, D]."""
 
     name: str
     library: str
@@ -36,8 +36,8 @@ class AttentionBackend:
 def attention_backend(name: str, device: torch.device) -> AttentionBackend:
     """The backend `name` for tensors on `device`.
 
-    Raises BackendError if there is no such backend, if it is not installed, or if it does not run on that device;
-    another one is never taken instead.
+    Raises BackendError if there is no such backend, if it is not installed, or if it does not run on that
+    device; another one is never taken instead.
     """
     if name not in BACKENDS:
         raise BackendError(f"attention_backend={name!r}: must be one of {', '.join(BACKENDS)}")
@@ -51,7 +51,7 @@ def attention_backend(name: str, device: torch.device) -> AttentionBackend:
     try:
         return AttentionBackend(name, f"{package} {version(package)}", load())
     except ImportError as error:
-        raise BackendError(f"attention_backend={name!r}: the package {package} is not usable ({error})") from error
+        raise BackendError(f"attention_backend={name!r}: needs {package} ({error})") from error
 
 
 def _sdpa(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:

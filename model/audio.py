@@ -4,6 +4,7 @@ Shape suffixes: T time steps, K local tokens of a time step, S tokens of a laten
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,15 @@ ADAPTIVE_NORM_EPS = 1e-5
 class SpeechTokens:
     """What one block hears: a time step per latent frame, in the transformer's dtype."""
 
-    whole_TD: Tensor
-    """One vector for the adaptive norm."""
-    local_TKD: Tensor
-    """Tokens that the video attends."""
+    whole: Tensor
+    """[T, D]: one vector for the adaptive norm."""
+    local: Tensor
+    """[T, K, D]: tokens that the video attends."""
 
 
 class CausalConv1d(nn.Module):
-    """Convolution over time that sees the past only; before the start the first value is repeated. In float32."""
+    """Convolution over time that sees the past only; before the start the first value is repeated.
+    Float32."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class MotionEncoder(nn.Module):
 
 
 class CausalAudioEncoder(nn.Module):
-    """Mixes the layers of the speech model and encodes them in time. All in float32, whatever the weights' dtype."""
+    """Mixes the layers of the speech model and encodes them in time, in float32 whatever the weights are."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -109,10 +111,10 @@ class AudioInjector(nn.Module):
 
     def forward(self, index: int, x_BLD: Tensor, speech: SpeechTokens, attend: AttentionBackend) -> Tensor:
         """Injection number `index` (in the order of the layers) into the tokens [1, L, D] of a block."""
-        x_TSD = x_BLD.reshape(len(speech.whole_TD), -1, x_BLD.shape[-1])
-        normed_TSD = self.injector_adain_layers[index](x_TSD, speech.whole_TD)
-        attention = self.injector[index]
-        keys, values = attention.key_value(speech.local_TKD)
+        x_TSD = x_BLD.reshape(len(speech.whole), -1, x_BLD.shape[-1])
+        normed_TSD = self.injector_adain_layers[index](x_TSD, speech.whole)
+        attention = cast(Attention, self.injector[index])
+        keys, values = attention.key_value(speech.local)
         heard_TSD = attention.output(attend(attention.query(normed_TSD), keys, values))
         return x_BLD + heard_TSD.reshape(x_BLD.shape)
 

@@ -1,18 +1,20 @@
 """Keys and values that outlive a call.
 
 What a call attends lies side by side, so that it is one slice and nothing is joined or copied per call. Two
-denoising steps share one copy of the condition (reference and motion tokens) between their rings, in every layer:
+denoising steps share one copy of the condition (reference and motion tokens) between their rings, in every
+layer:
 
-    [ last slot .. first slot of the even step's ring | reference | motion | first slot .. last slot of the odd's ]
+    [ last .. first slot of the even step's ring | reference | motion | first .. last slot of the odd's ]
 
-Every slot holds one block. A ring fills from the condition outwards, therefore the blocks written so far and the
-condition are contiguous from the first block on. Which side a step has depends on the step alone, so that a cache
-of one step gives the same bits as one of two: the order of keys is the same.
+Every slot holds one block. A ring fills from the condition outwards, therefore the blocks written so far
+and the condition are contiguous from the first block on. Which side a step has depends on the step alone,
+so that a cache of one step gives the same bits as one of two: the order of keys is the same.
 
-Keys of blocks and of motion are stored rotated. The reference moves with the video: its keys are kept unrotated
-beside, and are rotated into their place at every call.
+Keys of blocks and of motion are stored rotated. The reference moves with the video: its keys are kept
+unrotated beside, and are rotated into their place at every call.
 
-Shape suffixes: B batch (always 1), L tokens of the call, S tokens in the cache, N heads, D head size, C = D / 2.
+Shape suffixes: B batch (always 1), L tokens of the call, S tokens in the cache, N heads, D head size,
+C = D / 2.
 """
 
 from collections.abc import Iterable
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from model.config import DiTConfig
 from model.framepack import motion_positions
-from model.rope import REFERENCE_TIME, grid_positions, multipliers, rotate
+from model.rope import REFERENCE_TIME, grid_positions, rotate
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def token_layout(config: DiTConfig, height: int, width: int, blocks: int) -> Tok
 class KVCache:
     """Condition and rings of one or two denoising steps, for some of the layers.
 
-    `steps` is one step, or an even step and the odd one after it. A cell of one step does not touch the ring of
-    the other, but both see the same condition.
+    `steps` is one step, or an even step and the odd one after it. A cell of one step does not touch the
+    ring of the other, but both see the same condition.
     """
 
     def __init__(

@@ -49,17 +49,18 @@ class Carry:
     origin_block: int
     """The block at which positions and clips of the video begin."""
     inputs: Tensor
-    """[blocks of a clip, steps, C, F, h, w] in the transformer's dtype: x before each step of the last clip."""
+    """[blocks, steps, C, F, h, w] in the transformer's dtype: x before each step of the last clip's
+    blocks."""
     reference: Tensor
     """[C, 1, h, w], in force for the next block."""
     motion: Tensor
     """[C, 19, h, w], in force for the next block."""
     latents: Tensor
-    """[C, up to 38, h, w] float32: the last clean latents. Where there were fewer, the motion latents that the
-    decoder was primed with at the start of the video stand in front."""
+    """[C, up to 38, h, w] float32: the last clean latents. Where there were fewer, the motion latents that
+    the decoder was primed with at the start of the video stand in front."""
 
     def require(self, settings: DenoiseSettings, first_block: int) -> None:
-        """Raises CarryError unless this carry was made with `settings` and for a segment from `first_block` on."""
+        """Raises CarryError unless this was made with `settings`, for a segment from `first_block` on."""
         for field in fields(DenoiseSettings):
             mine, other = getattr(self.settings, field.name), getattr(settings, field.name)
             if mine != other:
@@ -85,8 +86,8 @@ class Carry:
             values = json.loads(_metadata(data)["carry"])
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise CarryError(f"not a carry: {error!r}") from error
-        if values["schema"] != SCHEMA:
-            raise CarryError(f"schema={values['schema']!r}: this version reads {SCHEMA}")
+        if values.get("schema") != SCHEMA:
+            raise CarryError(f"schema={values.get('schema')!r}: this version reads {SCHEMA}")
         settings = DenoiseSettings(**values["settings"])
         return cls(settings, values["first_block"], values["origin_block"], **tensors)
 

@@ -1,7 +1,7 @@
 """Published checkpoints: checked against what the models should hold, and loaded straight into place.
 
-Models are built on the meta device. Tensors are mapped from their files, so that all processes of a machine share
-one reading of the disk, and copied only where device or dtype differ from the file's.
+Models are built on the meta device. Tensors are mapped from their files, so that all processes of a machine
+share one reading of the disk, and copied only where device or dtype differ from the file's.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def check(m: ModelSettings) -> None:
     """Compares every file of the checkpoint with what the models need, from headers alone.
 
-    Raises CheckpointError with all that is wrong: files that are missing, truncated or of another model, tensors
-    that are missing, unexpected or misshapen, dimensions on which two parts disagree, a LoRA that does not fit.
+    Raises CheckpointError with all that is wrong: files that are missing, truncated or of another model,
+    tensors that are missing, unexpected or misshapen, dimensions on which two parts disagree, a LoRA that
+    does not fit.
     """
     files = locate(m)
     steps: list[Callable[[], list[str]]] = [
@@ -122,7 +123,9 @@ def find_lora(files: Files, m: ModelSettings, part: Part[CausalDiT]) -> tuple[lo
 
 
 def lora_change(files: Files, m: ModelSettings, part: Part[CausalDiT]) -> Callable[[str, Tensor], Tensor]:
-    """A function of a weight's name and value that merges the LoRA. Raises CheckpointError if it does not fit."""
+    """A function of a weight's name and value that merges the LoRA. Raises CheckpointError if it does not
+    fit.
+    """
     found, problems = find_lora(files, m, part)
     if problems:
         raise CheckpointError(*problems)

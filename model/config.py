@@ -22,7 +22,8 @@ REQUIRED_VALUES: dict[str, Any] = {
     "window_size": [-1, -1],
     "local_attn_size": -1,
 }
-"""Keys of upstream's constructor that select another architecture: where present they must have these values."""
+"""Keys of upstream's constructor that select another architecture: where present they must have these
+values."""
 
 
 class ConfigError(ValueError):
@@ -61,7 +62,7 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.head_dim % 2:
-            raise ConfigError(f"dim={self.dim}, num_heads={self.num_heads}: heads must be equal and of even size")
+            raise ConfigError(f"dim={self.dim}, num_heads={self.num_heads}: heads must be of one even size")
         if self.dim % 4:
             raise ConfigError(f"dim={self.dim}: must be a multiple of 4 for the audio encoder")
         if self.freq_dim % 2:
@@ -70,9 +71,13 @@ class DiTConfig:
             raise ConfigError(f"patch_size={self.patch_size}: patches must span one latent frame")
         layers = self.audio_inject_layers
         if list(layers) != sorted(set(layers)) or not all(0 <= i < self.num_layers for i in layers):
-            raise ConfigError(f"audio_inject_layers={layers}: must increase and lie in 0..{self.num_layers - 1}")
+            raise ConfigError(
+                f"audio_inject_layers={layers}: must increase and lie in 0..{self.num_layers - 1}"
+            )
         if len(self.framepack_zip_frame_buckets) != 3:
-            raise ConfigError(f"framepack_zip_frame_buckets={self.framepack_zip_frame_buckets}: must be three")
+            raise ConfigError(
+                f"framepack_zip_frame_buckets={self.framepack_zip_frame_buckets}: must be three"
+            )
         if sum(self.framepack_zip_frame_buckets) != self.motion_frames_latent:
             raise ConfigError(
                 f"framepack_zip_frame_buckets={self.framepack_zip_frame_buckets}: "
@@ -92,8 +97,8 @@ class DiTConfig:
     def from_file(cls, path: Path) -> "DiTConfig":
         """Reads a `config.json`. Raises ConfigError with the key, its value and the rule.
 
-        Keys that are unknown here are left aside: what they could add to the architecture are tensors, and the
-        strict load of the checkpoint names every tensor that has no place.
+        Keys that are unknown here are left aside: what they could add to the architecture are tensors, and
+        the strict load of the checkpoint names every tensor that has no place.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -112,5 +117,6 @@ class DiTConfig:
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise ConfigError(f"missing {', '.join(missing)}")
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+        given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return cls(**arguments)

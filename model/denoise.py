@@ -72,8 +72,8 @@ class _Segment:
 class Denoiser:
     """A transformer with its caches for one size of latents; holds one segment at a time.
 
-    Everything that grows with the size is allocated here. Calls are those of `model.schedule.calls`, or any order
-    that keeps a block's steps and a step's blocks in order.
+    Everything that grows with the size is allocated here. Calls are those of `model.schedule.calls`, or any
+    order that keeps a block's steps and a step's blocks in order.
     """
 
     @torch.inference_mode()
@@ -88,12 +88,12 @@ class Denoiser:
     ) -> None:
         """Latents are `height` x `width`; `backend` computes attention.
 
-        distance: (seed, block, step) -> latent frames that the reference is ahead; recorded runs have their own.
-        Raises ValueError for a size, clip or backend that cannot be.
+        distance: (seed, block, step) -> latent frames that the reference is ahead; recorded runs have their
+        own. Raises ValueError for a size, clip or backend that cannot be.
         """
         config = dit.config
         if height % config.patch_size[1] or width % config.patch_size[2]:
-            raise ValueError(f"latents of {height}x{width}: must divide into patches of {config.patch_size[1:]}")
+            raise ValueError(f"latents of {height}x{width}: must divide into {config.patch_size[1:]} patches")
         if settings.infer_frames < 1 or settings.infer_frames % config.frames_per_block:
             raise ValueError(
                 f"infer_frames={settings.infer_frames}: must be a multiple of {config.frames_per_block}"
@@ -127,8 +127,9 @@ class Denoiser:
     ) -> None:
         """Starts the segment [first_block, end_block), whatever became of the one before.
 
-        With a carry its last clip is to be replayed: the segment's cells begin that many blocks earlier. Without
-        one, the video begins here. Raises ValueError for conditions that do not fit, and CarryError.
+        With a carry its last clip is to be replayed: the segment's cells begin that many blocks earlier.
+        Without one, the video begins here. Raises ValueError for conditions that do not fit, and
+        CarryError.
         """
         self._segment = None
         config, device = self.dit.config, self.dit.device
@@ -177,12 +178,14 @@ class Denoiser:
     def cell(self, block: int, step: int, state: SolverState | None = None) -> SolverState:
         """One block at one step. Returns the block's state after it: `x` is clean after the last step.
 
-        Step 0 draws the block's noise if `state` is None. The cell of a replayed block takes its x from the carry,
-        leaves its keys and values in the caches, and returns that x.
+        Step 0 draws the block's noise if `state` is None. The cell of a replayed block takes its x from the
+        carry, leaves its keys and values in the caches, and returns that x.
         """
         segment = self.segment
         if block != segment.next_block[step] or block >= segment.end_block:
-            raise ValueError(f"cell ({block}, {step}): step {step} goes on at block {segment.next_block[step]}")
+            raise ValueError(
+                f"cell ({block}, {step}): step {step} goes on at block {segment.next_block[step]}"
+            )
         replay = block < segment.first_block
         if replay:
             assert segment.carry is not None
@@ -241,7 +244,9 @@ class Denoiser:
         segment = self.segment
         blocks = segment.end_block - segment.origin_block
         if blocks % self.blocks_per_clip or set(segment.next_block) != {segment.end_block}:
-            raise ValueError(f"end_block={segment.end_block}: a carry needs a finished segment that ends with a clip")
+            raise ValueError(
+                f"end_block={segment.end_block}: a carry needs a finished segment of whole clips"
+            )
         reference, in_force = segment.reference, segment.motion
         if blocks == self.blocks_per_clip and self.settings.reference != "keep":
             reference, in_force = self._first_latent(segment), self._second_motion(segment, motion)
@@ -283,7 +288,7 @@ class Denoiser:
 
     def _second_motion(self, segment: _Segment, motion: Tensor | None) -> Tensor:
         if motion is None and self.settings.reference == "first_latent_and_motion":
-            raise ValueError("reference='first_latent_and_motion': the second prefill needs re-encoded motion latents")
+            raise ValueError("reference='first_latent_and_motion': needs re-encoded motion latents here")
         return segment.motion if motion is None else motion
 
     def _upload(self, tensor: Tensor) -> Tensor:
@@ -298,7 +303,7 @@ class Denoiser:
             raise ValueError(f"blocks {first_block}..{end_block}: must be a range of at least one block")
         if (conditions.negative_text is not None) != bool(self.settings.sample_guide_scale):
             raise ValueError("negative_text: must be given with sample_guide_scale above 0, and only then")
-        shapes = {
+        shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
             "reference": (conditions.reference, (channels, 1, height, width)),
             "motion": (conditions.motion, (channels, config.motion_frames_latent, height, width)),
         }

@@ -1,14 +1,16 @@
 """The causal audio-driven video transformer (Wan2.2-S2V as Live Avatar runs it), on one device.
 
-Parameter names are those of the published checkpoint. A call is `embed`, then the layers, then `velocity`; the
-layers may be run in pieces. Weights may be bfloat16: embedding of time, modulations, norms, residual sums, head and
-audio encoder compute in float32 as upstream does, and hidden states leave a layer in the dtype of the weights.
+Parameter names are those of the published checkpoint. A call is `embed`, then the layers, then `velocity`;
+the layers may be run in pieces. Weights may be bfloat16: embedding of time, modulations, norms, residual
+sums, head and audio encoder compute in float32 as upstream does, and hidden states leave a layer in the
+dtype of the weights.
 
 Shape suffixes: B batch (always 1), L tokens, N heads, D channels; C, F, H, W of latents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +36,10 @@ Exchange = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
 class TimeEmbedding:
     """A timestep as the layers take it, float32."""
 
-    embedded_D: Tensor
-    projected_6D: Tensor
+    embedded: Tensor
+    """[D], for the head."""
+    projected: Tensor
+    """[6, D], for the layers."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,41 @@ class DiTBlock(nn.Module):
         )
 
     def forward(self, x_BLD: Tensor, layer: int, context: Context) -> Tensor:
+        q, k, v = context.exchange(layer, *self.project(x_BLD, context.time))
+        attended = context.attend(q, k, v)
+        return self.finish(x_BLD, attended, context.time, context.text[layer], context.attend)
+
+    def project(self, x_BLD: Tensor, time: TimeEmbedding) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [1, L, N, D] of the self-attention, not rotated."""
+        shift, scale, _, _, _, _ = self._modulation(time)
+        normed = modulated_norm(x_BLD, scale, shift, self.eps).to(x_BLD.dtype)
+        return self.self_attn.query(normed), *self.self_attn.key_value(normed)
+
+    def finish(
+        self,
+        x_BLD: Tensor,
+        attended_BLND: Tensor,
+        time: TimeEmbedding,
+        text: tuple[Tensor, Tensor],
+        attend: AttentionBackend,
+    ) -> Tensor:
+        """All that follows the self-attention."""
         dtype = x_BLD.dtype
-        modulation_6D = self.modulation[0].float() + context.time.projected_6D
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6D.unbind()
+        _, _, attention_gate, shift, scale, ffn_gate = self._modulation(time)
+        x_BLD = x_BLD + self.self_attn.output(attended_BLND) * attention_gate
+        queries = self.cross_attn.query(self._norm_text(x_BLD).to(dtype))
+        x_BLD = x_BLD + self.cross_attn.output(attend(queries, *text))
+        normed = modulated_norm(x_BLD, scale, shift, self.eps).to(dtype)
+        return (x_BLD + self.ffn(normed) * ffn_gate).to(dtype)
 
-        normed = modulated_norm(x_BLD, scale1, shift1, self.eps).to(dtype)
-        q, k, v = context.exchange(layer, self.self_attn.query(normed), *self.self_attn.key_value(normed))
-        x_BLD = x_BLD + self.self_attn.output(context.attend(q, k, v)) * gate1
+    def _modulation(self, time: TimeEmbedding) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self-attention, then of the feed-forward, [D] each."""
+        return (self.modulation[0].float() + time.projected).unbind()
 
-        q = self.cross_attn.query(self.norm_text(x_BLD).to(dtype))
-        x_BLD = x_BLD + self.cross_attn.output(context.attend(q, *context.text[layer]))
-
-        normed = modulated_norm(x_BLD, scale2, shift2, self.eps).to(dtype)
-        return (x_BLD + self.ffn(normed) * gate2).to(dtype)
-
-    def norm_text(self, x_BLD: Tensor) -> Tensor:
-        norm = self.norm3
-        return F.layer_norm(x_BLD.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    def _norm_text(self, x_BLD: Tensor) -> Tensor:
+        """norm3 in float32, whatever the dtype of its weights."""
+        weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
+        return F.layer_norm(x_BLD.float(), weight.shape, weight, bias, self.eps)
 
 
 class Head(nn.Module):
@@ -97,7 +119,7 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, rows * columns * config.out_dim)
 
     def forward(self, x_BLD: Tensor, time: TimeEmbedding) -> Tensor:
-        shift, scale = self.modulation[0].float() + time.embedded_D
+        shift, scale = self.modulation[0].float() + time.embedded
         return linear_float32(self.head, modulated_norm(x_BLD, scale, shift, self.eps))
 
 
@@ -148,17 +170,20 @@ class CausalDiT(nn.Module):
     def encode_text(self, text_LD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Text encoder output [tokens, text_dim] -> keys and values [1, text_len, N, D] of every layer.
 
-        Filled up with zero rows to `text_len`. There is no mask: biases make the zero rows count.
+        Filled up with zero rows to `text_len`. There is no mask: biases make the zero rows count. Raises
+        ValueError for more tokens than that.
         """
+        if len(text_LD) > self.config.text_len:
+            raise ValueError(f"text of {len(text_LD)} tokens: must be at most {self.config.text_len}")
         padded = F.pad(text_LD.to(self.dtype), (0, 0, 0, self.config.text_len - len(text_LD)))
         text_BLD = self.text_embedding(padded[None])
-        return [block.cross_attn.key_value(text_BLD) for block in self.blocks]
+        return [block.cross_attn.key_value(text_BLD) for block in cast(Iterable[DiTBlock], self.blocks)]
 
     def encode_speech(self, speech_LCT: Tensor) -> SpeechTokens:
         """Features [layers, audio_dim, frames of one block] -> what that block hears.
 
-        A block knows nothing of the sound before it: its own first frame is repeated in front instead, and the
-        latent steps of the repetition are dropped.
+        A block knows nothing of the sound before it: its own first frame is repeated in front instead, and
+        the latent steps of the repetition are dropped.
         """
         config = self.config
         before = speech_LCT[:, :, :1].expand(-1, -1, config.motion_frames_pixel)

@@ -19,11 +19,15 @@ from conf.schema import ModelSettings
 
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "liveavatar.safetensors"
+NOT_NEEDED = ("*.msgpack", "assets/*")
+"""Files of the published models that are left on the Hub."""
 TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 class CheckpointError(Exception):
-    """The weights cannot be used. The message names the files, the tensors and the rule, one problem per line."""
+    """The weights cannot be used. The message names the files, the tensors and the rule, one problem per
+    line.
+    """
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -51,14 +55,24 @@ class Files:
     def all(self) -> list[Path]:
         optional = [path for path in (self.index, self.vae_config, self.lora) if path]
         speech = [self.speech_encoder, self.speech_config, self.feature_extractor]
-        return [self.config, *self.transformer, self.vae, self.text_encoder, *self.tokenizer, *speech, *optional]
+        return [
+            self.config,
+            *self.transformer,
+            self.vae,
+            self.text_encoder,
+            *self.tokenizer,
+            *speech,
+            *optional,
+        ]
 
     def missing(self) -> list[str]:
         return [f"{path}: missing" for path in self.all() if not path.is_file()]
 
 
 def resolve(name: str, setting: str) -> Path:
-    """A local path, or the snapshot of a Hub id in the local cache. Raises CheckpointError; never downloads."""
+    """A local path, or the snapshot of a Hub id in the local cache. Raises CheckpointError; never
+    downloads.
+    """
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -67,7 +81,7 @@ def resolve(name: str, setting: str) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         with suppress(LocalEntryNotFoundError):
-            return Path(snapshot_download(name, local_files_only=True))
+            return Path(snapshot_download(name, local_files_only=True, ignore_patterns=list(NOT_NEEDED)))
     raise CheckpointError(
         f"{setting}={name!r}: neither a path here nor a model in the local Hub cache; "
         "`lectern weights pull` fetches published weights, `lectern weights tiny` writes random ones"
@@ -167,7 +181,9 @@ def fingerprint(m: ModelSettings) -> str:
     if missing := files.missing():
         raise CheckpointError(*missing)
     identity = {
-        "files": {str(path.relative_to(files.root)): sha256(path) for path in files.all() if path != files.lora},
+        "files": {
+            str(path.relative_to(files.root)): sha256(path) for path in files.all() if path != files.lora
+        },
         "lora": [sha256(files.lora), m.lora_alpha, m.lora_rank] if files.lora else None,
         "vae": asdict(m.vae),
         "text_encoder": asdict(m.text_encoder),

@@ -42,8 +42,9 @@ class FramePacker(nn.Module):
 def motion_positions(height: int, width: int, buckets: tuple[int, ...]) -> Tensor:
     """RoPE positions (time, row, column) [L, 3] of the motion tokens of latents of `height` x `width`.
 
-    Times are negative, counted back from the first frame of the video. A coarse token takes one of the positions
-    of the finest grid that it covers: equally spaced over the whole range and truncated, as upstream computes them.
+    Times are negative, counted back from the first frame of the video. A coarse token takes one of the
+    positions of the finest grid that it covers: equally spaced over the whole range and truncated, as
+    upstream computes them.
     """
     parts, newest = [], 1
     for (kernel_frames, kernel_rows, kernel_columns), count in zip(KERNELS.values(), buckets, strict=True):

@@ -1,6 +1,7 @@
 """Parts that the transformer's modules share.
 
-Shape suffixes: B batch, L tokens, N heads, D channels (of a head after a split into heads, else of the model).
+Shape suffixes: B batch, L tokens, N heads, D channels (of a head after a split into heads, else of the
+model).
 """
 
 import torch.nn.functional as F
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """The projections around an attention. Queries and keys are normalised over the whole width, all heads at once."""
+    """The projections around an attention. Queries and keys are normalised over the whole width, all heads
+    at once."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()

@@ -43,9 +43,9 @@ def merged(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float) -> Tensor:
 def find(path: Path, alpha: float, rank: int, weights: Shapes) -> tuple[Lora, list[str]]:
     """Pairs a LoRA file's tensors with the weights of a model, and says all that does not fit.
 
-    `weights` are the model's names and shapes. Names may carry PEFT's `base_model.model.` and `.default`.
-    A kind of layer (say `self_attn.q`) must be adapted in every place of the model or in none: a file that lacks
-    some of them was cut short.
+    `weights` are the model's names and shapes. Names may carry PEFT's `base_model.model.` and `.default`. A
+    kind of layer (say `self_attn.q`) must be adapted in every place of the model or in none: a file that
+    lacks some of them was cut short.
     """
     shapes = tensors.shapes(path)
     sides, strangers = _sides(shapes)

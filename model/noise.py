@@ -1,6 +1,7 @@
 """Everything random about a video, as functions of its seed and of a place in it.
 
-Drawn on the CPU, so that it does not depend on the device, on what was drawn before, or on the order of calls.
+Drawn on the CPU, so that it does not depend on the device, on what was drawn before, or on the order of
+calls.
 """
 
 import hashlib

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
@@ -114,10 +114,11 @@ def _listed(where: Path | str, what: str, names: list[str]) -> list[str]:
 def disagreements(files: Files, m: ModelSettings) -> list[str]:
     """Dimensions on which the transformer and the encoders' settings or files differ."""
     dit, wav2vec2 = config(files), read_json(files.speech_config)
+    states = wav2vec2["num_hidden_layers"] + 1
     pairs = [
         ("text_dim", dit.text_dim, "text_encoder.dim", m.text_encoder.dim),
         ("audio_dim", dit.audio_dim, "the speech encoder's hidden_size", wav2vec2["hidden_size"]),
-        ("num_wav2vec_layers", dit.num_wav2vec_layers, "the speech encoder's states", wav2vec2["num_hidden_layers"] + 1),
+        ("num_wav2vec_layers", dit.num_wav2vec_layers, "the speech encoder's number of states", states),
         ("in_dim", dit.in_dim, "the VAE's z_dim", _z_dim(files, m)),
     ]
     return [

@@ -24,9 +24,9 @@ def reference_time(frame: int, distance: int) -> int:
 def multipliers(positions_L3: Tensor, head_dim: int) -> Tensor:
     """RoPE multipliers [L, C, 2] float32 of integer positions (time, row, column) [L, 3], on the CPU.
 
-    With C = head_dim / 2, the first C - 2 * (C // 3) channels turn with time, then C // 3 with the row and C // 3
-    with the column; frequency i of an axis of c channels is THETA ** (-i / c). As upstream keeps its table in half
-    precision, real and imaginary part are rounded from float64 to float16.
+    With C = head_dim / 2, the first C - 2 * (C // 3) channels turn with time, then C // 3 with the row and
+    C // 3 with the column; frequency i of an axis of c channels is THETA ** (-i / c). As upstream keeps its
+    table in half precision, real and imaginary part are rounded from float64 to float16.
     """
     channels = head_dim // 2
     side = channels // 3
@@ -46,8 +46,8 @@ def grid_positions(times: list[int], rows: list[int], columns: list[int]) -> Ten
 def rotate(x_BLND: Tensor, multipliers_LC2: Tensor) -> Tensor:
     """Turns neighbouring channels (2j, 2j + 1) of every head by their multiplier; keeps the dtype.
 
-    Upstream multiplies in complex128. Multipliers have 11 significant bits, so float32 products of them are off by
-    one rounding only, 6e-8 of the value.
+    Upstream multiplies in complex128. Multipliers have 11 significant bits, so float32 products of them are
+    off by one rounding only, 6e-8 of the value.
     """
     cos_LNC, sin_LNC = multipliers_LC2[:, None, :, 0], multipliers_LC2[:, None, :, 1]
     even, odd = x_BLND.unflatten(-1, (-1, 2)).unbind(-1)
@@ -65,7 +65,9 @@ class RopeTable:
     places within a frame are enough.
     """
 
-    def __init__(self, head_dim: int, grid: tuple[int, int], first: int, last: int, device: torch.device) -> None:
+    def __init__(
+        self, head_dim: int, grid: tuple[int, int], first: int, last: int, device: torch.device
+    ) -> None:
         rows, columns = grid
         times = grid_positions(list(range(first, last + 1)), [0], [0])
         places = grid_positions([0], list(range(rows)), list(range(columns)))

@@ -27,14 +27,15 @@ def calls(
 ) -> list[Call]:
     """Calls of the segment [first_block, end_block) for one rank that holds all steps and layers, in order.
 
-    Block by block, each with all of its steps; the `carried_blocks` before the segment are replayed first. A video
-    that starts here (nothing carried) has its second prefill right before the first cell of its second clip, unless
-    `reference` is `keep`. The prefill that opens the segment is not in the list.
+    Block by block, each with all of its steps; the `carried_blocks` before the segment are replayed first.
+    A video that starts here (nothing carried) has its second prefill right before the first cell of its
+    second clip, unless `reference` is `keep`. The prefill that opens the segment is not in the list.
 
-    A cell needs the cell before it in its block (its input) and the same step of the block before (its keys and
-    values); a second prefill needs the last cell of block 0. A wavefront layout may therefore reorder these calls
-    so that block b, step s runs in wave b + s. The second prefill then goes between the last wave of the first clip
-    and the next; cells of older blocks in the waves after it still read the old condition.
+    A cell needs the cell before it in its block (its input) and the same step of the block before (its keys
+    and values); a second prefill needs the last cell of block 0. A wavefront layout may therefore reorder
+    these calls so that block b, step s runs in wave b + s. The second prefill then goes between the last
+    wave of the first clip and the next; cells of older blocks in the waves after it still read the old
+    condition.
     """
     order = []
     second_clip = first_block + blocks_per_clip

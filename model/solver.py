@@ -1,7 +1,8 @@
 """Sampling steps as pure functions: what a solver remembers travels with its block.
 
-The arithmetic is that of diffusers' schedulers. A scheduler object remembers one loop, and here the steps of many
-blocks and videos interleave, so every step works on a copy that is given the block's memory and handed back.
+The arithmetic is that of diffusers' schedulers. A scheduler object remembers one loop, and here the steps
+of many blocks and videos interleave, so every step works on a copy that is given the block's memory and
+handed back.
 """
 
 import copy
@@ -12,7 +13,6 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -44,7 +44,8 @@ class Solver:
     Args:
         name: euler is what the published LoRA was distilled with.
         sample_steps: number of steps.
-        sample_shift: shift of the noise levels, sigma -> shift * sigma / (1 + (shift - 1) * sigma). For euler,
+        sample_shift: shift of the noise levels, sigma -> shift * sigma / (1 + (shift - 1) * sigma). For
+        euler,
             as upstream, the smallest level is shifted twice.
     """
 
@@ -83,7 +84,7 @@ class Solver:
 def _scheduler(name: str, shift: float) -> Any:
     if name == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
-    multistep: type[SchedulerMixin] = UniPCMultistepScheduler if name == "unipc" else DPMSolverMultistepScheduler
+    multistep: Any = UniPCMultistepScheduler if name == "unipc" else DPMSolverMultistepScheduler
     return multistep(
         num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 SAMPLE_RATE = 16_000
@@ -22,11 +21,16 @@ FEATURE_HZ = 30
 
 
 def build(config: dict[str, Any]) -> Wav2Vec2Model:
-    """The encoder that a `config.json` describes; on the default device, with the library's initial weights."""
+    """The encoder that a `config.json` describes; on the default device, with the library's initial
+    weights.
+    """
     return Wav2Vec2Model(Wav2Vec2Config.from_dict(config))
 
 
-_WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+_WEIGHT_NORM = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
 
 
 def file_names(model: Wav2Vec2Model, present: Iterable[str]) -> dict[str, str]:
@@ -54,18 +58,24 @@ def resample(states_LTC: Tensor) -> Tensor:
     if length == 0:
         return states_LTC[:, :0]
     states_LCT = states_LTC.transpose(1, 2)
-    return F.interpolate(states_LCT, size=length, mode="linear", align_corners=True).transpose(1, 2)
+    return nn.functional.interpolate(states_LCT, size=length, mode="linear", align_corners=True).transpose(
+        1, 2
+    )
 
 
 def bucket_indices(frames: int, fps: int) -> np.ndarray:
-    """Which 30 Hz feature each of `frames` video frames takes: int64 [frames], half-way points to the even one."""
+    """Which 30 Hz feature each of `frames` video frames takes: int64 [frames], half-way points to the even
+    one.
+    """
     seconds = np.linspace(0, frames / fps, frames, endpoint=False)
     last = math.ceil(frames / fps * FEATURE_HZ) - 1
     return np.clip(np.round(seconds * FEATURE_HZ).astype(np.int64), 0, last)
 
 
 def bucket(features_LNC: Tensor, frames: int, fps: int) -> Tensor:
-    """30 Hz features [L, N, C] -> [L, C, frames]; frames beyond the sound are zeros, as upstream fills them."""
+    """30 Hz features [L, N, C] -> [L, C, frames]; frames beyond the sound are zeros, as upstream fills
+    them.
+    """
     indices = torch.from_numpy(bucket_indices(frames, fps)).to(features_LNC.device)
     heard = indices < features_LNC.shape[1]
     out_LCF = features_LNC.new_zeros(features_LNC.shape[0], features_LNC.shape[2], frames)
@@ -74,12 +84,16 @@ def bucket(features_LNC: Tensor, frames: int, fps: int) -> Tensor:
 
 
 def clip_count(features: int, batch_frames: int, fps: int) -> int:
-    """Clips of `batch_frames` frames that upstream makes of `features` 30 Hz features: one more than are full."""
+    """Clips of `batch_frames` frames that upstream makes of `features` 30 Hz features: one more than are
+    full.
+    """
     return int(features / (batch_frames * FEATURE_HZ / fps)) + 1
 
 
 class SpeechEncoder:
-    """A loaded wav2vec2 with its feature extractor, which normalises the waveform if the checkpoint says so."""
+    """A loaded wav2vec2 with its feature extractor, which normalises the waveform if the checkpoint says
+    so.
+    """
 
     def __init__(self, model: Wav2Vec2Model, feature_extractor: Any) -> None:
         self.model = model.eval().requires_grad_(False)

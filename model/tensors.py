@@ -1,4 +1,6 @@
-"""Files of named tensors, safetensors and torch pickles alike: shapes without data, and data without copies."""
+"""Files of named tensors, safetensors and torch pickles alike: shapes without data, and data without
+copies.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def read(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, mapped from the file: nothing is read before it is used, and then into the page cache,
-    which all processes of a machine share. Raises CheckpointError for a damaged file."""
+    """The named tensors, mapped from the file: nothing is read before it is used, and then into the page
+    cache, which all processes of a machine share. Raises CheckpointError for a damaged file.
+    """
     with _reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -57,7 +57,9 @@ def _upstream_name(name: str) -> str:
 
 
 def clean(prompt: str) -> str:
-    """Mends broken Unicode, undoes HTML escapes (twice, as pages are escaped twice) and collapses white space."""
+    """Mends broken Unicode, undoes HTML escapes (twice, as pages are escaped twice) and collapses white
+    space.
+    """
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 

@@ -1,7 +1,7 @@
 """Writes a small checkpoint with random weights in exactly the published layout.
 
-It is what Lectern renders with until real weights are given: every file, name and call is what the 14B uses, the
-pictures are noise, and a laptop renders it faster than it plays.
+It is what Lectern renders with until real weights are given: every file, name and call is what the 14B uses,
+the pictures are noise, and a laptop renders it faster than it plays.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ FEATURE_EXTRACTOR: dict[str, Any] = {
     "sampling_rate": speech.SAMPLE_RATE,
 }
 SHARD_SIZE = "500KB"
-WORDS = (
-    "a an the and of in on at to with for is are man woman person teacher student speaker lecture lesson course "
-    "class video portrait face head mouth eyes hands smile smiling talking speaking speaks talks explains teaching "
-    "looking looks camera calm clear friendly natural warm soft light studio room office board background front "
-    "desk wearing shirt suit glasses dark bright white black blue gentle slow gestures expression voice young old"
-).split()
+WORDS = """
+a an the and of in on at to with for is are man woman person teacher student speaker lecture lesson course
+class video portrait face head mouth eyes hands smile smiling talking speaking speaks talks explains teaching
+looking looks camera calm clear friendly natural warm soft light studio room office board background front
+desk wearing shirt suit glasses dark bright white black blue gentle slow gestures expression voice young old
+"""
 
 
 def settings(folder: Path) -> ModelSettings:
@@ -153,12 +153,14 @@ def _write_text_encoder(folder: Path, seed: int) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A Unigram tokenizer like UMT5's: known words, then characters, then bytes, so that it reads any language."""
+    """A Unigram tokenizer like UMT5's: known words, then characters, then bytes, so that it reads any
+    language.
+    """
     special = ["<pad>", "</s>", "<unk>"]
     letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
     pieces = [(piece, 0.0) for piece in special]
     pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
-    pieces += [(letter, -10.0) for letter in letters] + [(f"▁{word}", -5.0) for word in WORDS]
+    pieces += [(letter, -10.0) for letter in letters] + [(f"▁{word}", -5.0) for word in WORDS.split()]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>"), byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

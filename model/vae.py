@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, unpatchify
 from torch import Tensor
 
 from model.spec import VaeSpec
 
 RECEPTIVE_FIELD = 38
-"""How many latent frames back the Wan decoder looks. A stream primed with that many decodes bit-equally to one
-that saw everything; one fewer does not."""
+"""How many latent frames back the Wan decoder looks. A stream primed with that many decodes bit-equally to
+one that saw everything; one fewer does not.
+"""
 
 FRAMES_PER_LATENT = 4
 """Pixel frames of every latent frame but the first, which gives one."""
@@ -40,8 +40,8 @@ def receptive_field(config: Mapping[str, Any]) -> int:
     """Latent frames before the current one that the decoder of an `AutoencoderKLWan` config depends on.
 
     Every causal convolution of width 3 looks 2 frames back at its own frame rate, which doubles with each
-    temporal upsampling: conv_in, two residual blocks in the middle, then per level `num_res_blocks` + 1 residual
-    blocks of two convolutions and the upsampling's own.
+    temporal upsampling: conv_in, two residual blocks in the middle, then per level `num_res_blocks` + 1
+    residual blocks of two convolutions and the upsampling's own.
     """
     reach, rate = 2.0 + 2 * 4, 1
     levels = [*reversed(config["temperal_downsample"]), False]
@@ -58,7 +58,7 @@ def upstream_names(model: AutoencoderKLWan) -> dict[str, str]:
 
     diffusers' own converter knows two residual blocks per level only; for those the two agree.
     """
-    per_level = model.config.num_res_blocks + 2
+    per_level = model.config["num_res_blocks"] + 2
     return {name: _upstream_name(name, per_level) for name in model.state_dict()}
 
 
@@ -84,14 +84,15 @@ def _upstream_name(name: str, per_level: int) -> str:
     name = re.sub(r"\.(norm1|conv1|norm2|conv2|conv_shortcut)\.", lambda m: f".{_BLOCK_NAMES[m[1]]}.", name)
     name = re.sub(r"^quant_conv\.", "conv1.", name)
     name = re.sub(r"^post_quant_conv\.", "conv2.", name)
-    return name.replace(".conv_in.", ".conv1.").replace(".norm_out.", ".head.0.").replace(".conv_out.", ".head.2.")
+    name = name.replace(".norm_out.", ".head.0.").replace(".conv_out.", ".head.2.")
+    return name.replace(".conv_in.", ".conv1.")
 
 
 class Vae:
     """A loaded autoencoder, in normalised latents: (z - mean) / std with the model's per-channel constants.
 
-    Raises ValueError for a decoder that looks further back than `RECEPTIVE_FIELD`, since a segment's carry holds
-    only that many latents.
+    Raises ValueError for a decoder that looks further back than `RECEPTIVE_FIELD`, since a segment's carry
+    holds only that many latents.
     """
 
     def __init__(self, model: AutoencoderKLWan) -> None:
@@ -100,17 +101,19 @@ class Vae:
         if receptive_field(config) > RECEPTIVE_FIELD:
             raise ValueError(
                 f"the VAE's decoder looks {receptive_field(config)} latent frames back "
-                f"(num_res_blocks={config.num_res_blocks}); at most {RECEPTIVE_FIELD} are carried between segments"
+                f"(num_res_blocks={config['num_res_blocks']}); segments carry no more than {RECEPTIVE_FIELD}"
             )
-        self.z_dim: int = config.z_dim
-        self.spatial_compression: int = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
+        self.z_dim: int = config["z_dim"]
+        self.spatial_compression: int = 2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1)
         weight = model.post_quant_conv.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.mean_C = torch.tensor(config.latents_mean, device=self.device).view(-1, 1, 1, 1)
-        self.std_C = torch.tensor(config.latents_std, device=self.device).view(-1, 1, 1, 1)
+        self.mean_C = torch.tensor(config["latents_mean"], device=self.device).view(-1, 1, 1, 1)
+        self.std_C = torch.tensor(config["latents_std"], device=self.device).view(-1, 1, 1, 1)
 
     def latent_hw(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the latents of a picture. Raises ValueError if a side is not a multiple of the compression."""
+        """Size of the latents of a picture. Raises ValueError if a side is not a multiple of the
+        compression.
+        """
         if height % self.spatial_compression or width % self.spatial_compression:
             raise ValueError(f"{width}x{height}: both sides must be multiples of {self.spatial_compression}")
         return height // self.spatial_compression, width // self.spatial_compression
@@ -145,10 +148,11 @@ class DecodeStream:
 
     @torch.inference_mode()
     def push(self, latents_CTHW: Tensor) -> Tensor:
-        """Normalised latents [z, n, h, w] -> pixels [3, frames, H, W] in [-1, 1], float32, on the VAE's device.
+        """Normalised latents [z, n, h, w] -> pixels [3, frames, H, W] in [-1, 1], float32, on the VAE's
+        device.
 
-        Every latent frame gives 4 frames, the first of the stream 1. One decoder call per latent frame, so that
-        the bits do not depend on how a video is split into pushes.
+        Every latent frame gives 4 frames, the first of the stream 1. One decoder call per latent frame, so
+        that the bits do not depend on how a video is split into pushes.
         """
         vae = self._vae
         z_CTHW = (latents_CTHW.to(vae.device, torch.float32) * vae.std_C + vae.mean_C).to(vae.dtype)
@@ -163,6 +167,6 @@ class DecodeStream:
             first_chunk=self._first,
         )
         self._first = False
-        if model.config.patch_size is not None:
-            x_BCTHW = unpatchify(x_BCTHW, patch_size=model.config.patch_size)
+        if patch_size := model.config["patch_size"]:
+            x_BCTHW = unpatchify(x_BCTHW, patch_size)
         return x_BCTHW[0].float().clamp_(-1.0, 1.0)

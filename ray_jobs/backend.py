@@ -1,4 +1,5 @@
-"""Where workers run: as Ray actors and tasks, or in this process (`--local`). The road is the same over both."""
+"""Where workers run: as Ray actors and tasks, or in this process (`--local`). The road is the same over
+both."""
 
 from __future__ import annotations
 
@@ -75,15 +76,11 @@ class _Here:
 
 
 def _here(function: Callable[..., Any], args: tuple[Any, ...]) -> _Here:
-    values = []
-    for arg in args:
-        if isinstance(arg, _Here):
-            if arg.error is not None:
-                return arg
-            arg = arg.value
-        values.append(arg)
+    failed = next((arg for arg in args if isinstance(arg, _Here) and arg.error is not None), None)
+    if failed is not None:
+        return failed
     try:
-        return _Here(function(*values))
+        return _Here(function(*(arg.value if isinstance(arg, _Here) else arg for arg in args)))
     except Exception as error:
         return _Here(error=Failed(error, traceback.format_exc()))
 
@@ -148,13 +145,13 @@ class RayBackend:
     """Workers are sync actors without restarts, so that a lost one is seen and its work done again by us.
 
     Args:
-        address: of a running cluster; None starts a private one on this machine, reached through loopback only.
+        address: of a running cluster; None starts a private one on this machine, reached by loopback only.
         num_cpus: that the private cluster claims to have, at least what the pools need together.
     """
 
     def __init__(self, address: str | None, num_cpus: float) -> None:
         if address is None:
-            # Loopback only and no token file in the home directory; a cluster of the user's keeps its own rules.
+            # Loopback only, no token file in the home directory. A cluster of the user's keeps its own rules.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -169,12 +166,14 @@ class RayBackend:
             ray.init(address, **common)
 
     def start(self, cls: type, *args: Any, resources: Resources) -> Worker:
-        actor = self._ray.remote(cls).options(max_restarts=0, max_task_retries=0, **_options(resources))
+        actor: Any = self._ray.remote(cls).options(max_restarts=0, max_task_retries=0, **_options(resources))
         return _RayWorker(actor.remote(*args))
 
     def task(self, function: Callable[..., Any], *args: Any, resources: Resources) -> Ref:
         # Exceptions are ours to retry; a lost process is Ray's, since these tasks have no state.
-        task = self._ray.remote(function).options(max_retries=3, retry_exceptions=False, **_options(resources))
+        task = self._ray.remote(function).options(
+            max_retries=3, retry_exceptions=False, **_options(resources)
+        )
         return task.remote(*args)
 
     def wait(self, ref: Ref, timeout: float | None = None) -> bool:

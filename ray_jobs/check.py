@@ -1,4 +1,5 @@
-"""Checks every lesson before any model is loaded, and remembers what it found by the content of the inputs."""
+"""Checks every lesson before any model is loaded, and remembers what it found by the content of the
+inputs."""
 
 from __future__ import annotations
 
@@ -9,15 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from stages.identity import GENERATION_VERSION
-from stages.paths import open_binary
-from stages.prepare import PREPARE_VERSION
-from stages.types import Lesson, Picture, Prepared, Problem, RowError, Segment, as_dict
-
 from ray_jobs.backend import Backend, Failed, Resources
 from ray_jobs.settings import RUN_FIELDS
 from ray_jobs.store import Store
 from ray_jobs.workers import check_lesson
+from stages.identity import GENERATION_VERSION
+from stages.paths import open_binary
+from stages.prepare import PREPARE_VERSION
+from stages.types import Lesson, Picture, Prepared, Problem, RowError, Segment, as_dict
 
 _HASHING_THREADS = 4
 
@@ -35,8 +35,8 @@ def check_lessons(
 ) -> Checked:
     """Open every portrait and recording once in their life.
 
-    What was found is kept in the store under the hash of the inputs' bytes and the settings, so that a rerun reads
-    them but decodes none. `backend` is called only if there is something to decode.
+    What was found is kept in the store under the hash of the inputs' bytes and the settings, so that a rerun
+    reads them but decodes none. `backend` is called only if there is something to decode.
     """
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         keys = list(threads.map(lambda lesson: _key(lesson, weights), lessons))
@@ -52,7 +52,11 @@ def check_lessons(
     results = [(lesson, found[lesson.number]) for lesson in lessons]
     return Checked(
         [(lesson, result) for lesson, result in results if isinstance(result, Prepared)],
-        [result.problem(lesson.number, lesson.lesson_id) for lesson, result in results if isinstance(result, RowError)],
+        [
+            result.problem(lesson.number, lesson.lesson_id)
+            for lesson, result in results
+            if isinstance(result, RowError)
+        ],
     )
 
 
@@ -68,16 +72,21 @@ def _check_now(
             yield lesson, key, running.get(ref)
         except Failed as failure:
             # Not a rule of ours but a library that gave up on this input: the row fails, the others do not.
-            yield lesson, None, RowError("image, audio", f"{lesson.image}, {lesson.audio}", f"cannot be read: {failure}")
+            yield (
+                lesson,
+                None,
+                RowError("image, audio", f"{lesson.image}, {lesson.audio}", f"cannot be read: {failure}"),
+            )
 
 
 def _key(lesson: Lesson, weights: str) -> str | None:
-    """Hash of all that `prepare` looks at, or None where an input cannot even be read (prepare then says why)."""
+    """Hash of all that `prepare` looks at, or None where an input cannot even be read (prepare then says
+    why)."""
     digest = hashlib.sha256()
     try:
         for uri in (lesson.image, lesson.audio):
             with open_binary(uri) as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
     except (OSError, ValueError):
         return None
     every = dataclasses.asdict(lesson.settings)
@@ -90,4 +99,6 @@ def _key(lesson: Lesson, weights: str) -> str | None:
 def _from_json(values: dict) -> Prepared:  # type: ignore[type-arg]
     picture = Picture(**{**values["picture"], "crop": tuple(values["picture"]["crop"])})
     segments = tuple(Segment(**segment) for segment in values["segments"])
-    return Prepared(**{**values, "picture": picture, "segments": segments, "warnings": tuple(values["warnings"])})
+    return Prepared(
+        **{**values, "picture": picture, "segments": segments, "warnings": tuple(values["warnings"])}
+    )

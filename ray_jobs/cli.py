@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from stages.manifest import init as manifest_for
 
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
 from ray_jobs.settings import Layer, SettingsError, from_file, named
+from stages.manifest import init as manifest_for
 
 REFUSED = 2
 
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lectern", description="Bulk production of talking-head lesson videos.")
+    parser = argparse.ArgumentParser(
+        prog="lectern", description="Bulk production of talking-head lesson videos."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -43,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_manifest(render)
     render.add_argument("--out", required=True, help="folder or URI for the finished files")
     render.add_argument("--strict", action="store_true", help="render nothing if any row has a problem")
-    render.add_argument("--max-failures", type=_positive, help="begin no further lesson after so many failures")
+    render.add_argument(
+        "--max-failures", type=_positive, help="begin no further lesson after so many failures"
+    )
     render.add_argument("--local", action="store_true", help="render in this process, without Ray")
     render.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of a running Ray cluster")
 
@@ -67,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("action", choices=("pull", "merge", "tiny"))
     weights.add_argument("folder", type=Path, help="where the checkpoint is to be written")
     weights.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
-    weights.add_argument("values", nargs="*", metavar="key=value", help="model=... ckpt_dir=... lora_path_dmd=...")
+    weights.add_argument(
+        "values", nargs="*", metavar="key=value", help="model=... ckpt_dir=... lora_path_dmd=..."
+    )
     return parser
 
 
@@ -78,7 +84,9 @@ def _add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file with settings")
     parser.add_argument("--only", default="", metavar="ID,...", help="these lessons alone")
     parser.add_argument("--limit", type=_positive, help="the first so many rows")
-    parser.add_argument("values", nargs="*", metavar="key=value", help="settings, and columns that rows leave empty")
+    parser.add_argument(
+        "values", nargs="*", metavar="key=value", help="settings, and columns that rows leave empty"
+    )
 
 
 def _positive(text: str) -> int:
@@ -130,7 +138,8 @@ def _request(arguments: argparse.Namespace, **more: object) -> Request:
 
 
 def _from_here(name: str, value: str) -> str:
-    """Paths on the command line are relative to where the user stands, those in a manifest to the manifest."""
+    """Paths on the command line are relative to where the user stands, those in a manifest to the
+    manifest."""
     return str(Path(value).absolute()) if name in ("image", "audio") and "://" not in value else value
 
 

@@ -1,4 +1,5 @@
-"""What happened, one line per change of state: `events.jsonl`, which progress, results and `status` are made from."""
+"""What happened, one line per change of state: `events.jsonl`, which progress, results and `status` are made
+from."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ Event = dict[str, Any]
 class EventLog:
     """Appends events to `events.jsonl` of an output folder and passes each to the listeners.
 
-    Local files grow line by line. An object store cannot append, so there the whole file is written anew at most
-    every `upload_seconds`, and at the end.
+    Local files grow line by line. An object store cannot append, so there the whole file is written anew at
+    most every `upload_seconds`, and at the end.
     """
 
     def __init__(self, out: Folder, upload_seconds: float = 15.0) -> None:

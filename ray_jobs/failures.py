@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from stages.types import RowError
-
 from ray_jobs.folder import FolderError
+from stages.types import RowError
 
 MAX_LOSSES = 5
 """Workers that a segment may lose before it is taken to be what kills them."""
 
 MAX_TRIES_OUT_OF_MEMORY = 2
-"""A group that ran out of GPU memory is rebuilt and its segment tried once more; a third time would not help."""
+"""A group that ran out of GPU memory is rebuilt and its segment tried once more; a third time would not
+help."""
 
 
 def failure_class(error: BaseException) -> str:

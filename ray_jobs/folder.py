@@ -16,8 +16,8 @@ class FolderError(Exception):
 class Folder:
     """Small whole files under one root.
 
-    A local write is a temporary file, fsync and rename; an object store publishes an object whole or not at all
-    when it is written by one call. Either way a reader never sees half a file.
+    A local write is a temporary file, fsync and rename; an object store publishes an object whole or not at
+    all when it is written by one call. Either way a reader never sees half a file.
     """
 
     def __init__(self, uri: str) -> None:
@@ -75,7 +75,11 @@ class Folder:
         """Publish a finished local file under `name`."""
         target = self.local_path(name)
         if target is None:
-            self._wrap("upload", name, lambda: fs.copy_files(str(local), self._path(name), destination_filesystem=self._fs))
+            self._wrap(
+                "upload",
+                name,
+                lambda: fs.copy_files(str(local), self._path(name), destination_filesystem=self._fs),
+            )
         else:
             self._wrap("publish", name, lambda: os.replace(local, target))
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conf.schema import Settings
-from stages.types import SegmentJob
-
 from ray_jobs.backend import Backend, Ref, Resources
 from ray_jobs.workers import RankWorker
+from stages.types import SegmentJob
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Replica:
         return self._rank.submit(method, *args)
 
     def open(self, job: SegmentJob, inputs: Inputs) -> Ref:
-        """Begin a segment; whatever was open is forgotten. The value is None: the state before any first step."""
+        """Begin a segment; whatever was open is forgotten. The value is None: the state before any first
+        step."""
         return self._rank.submit(
             "open", job, inputs.text, inputs.negative, inputs.portrait, inputs.speech, inputs.carry
         )

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ray_jobs.settings import FIELDS, Effective, SettingsError, override, unknown
 from stages.paths import resolve
 from stages.types import Lesson, Problem, Row
 from stages.validate import validate
-
-from ray_jobs.settings import FIELDS, Effective, SettingsError, override, unknown
 
 REQUIRED = ("lesson_id", "image", "audio", "prompt")
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
@@ -28,7 +27,11 @@ class Course:
 
 
 def read_rows(
-    rows: Sequence[Row], manifest: str, effective: Effective, fill: Mapping[str, str], problems: Sequence[Problem]
+    rows: Sequence[Row],
+    manifest: str,
+    effective: Effective,
+    fill: Mapping[str, str],
+    problems: Sequence[Problem],
 ) -> Course:
     """Check every row. `fill` gives columns that a row leaves empty; a row's own value wins.
 

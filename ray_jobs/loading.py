@@ -1,4 +1,5 @@
-"""Watches the workers while they are placed and load their models, and lets the ready ones into their pool."""
+"""Watches the workers while they are placed and load their models, and lets the ready ones into their
+pool."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def watch_loading(backend: Backend, stage: str, pool: Pool, events: EventLog, ti
     Raises CannotStart if a worker finds no place within `timeout` seconds, or if loading fails.
     """
     began = time.monotonic()
-    states = {worker: (0, 0) for worker in pool.workers}
+    states = dict.fromkeys(pool.workers, (0, 0))
     waiting = list(pool.workers)
     pause, told = _FIRST_POLL_SECONDS, (-1, -1)
     while waiting and not pool.stopped:

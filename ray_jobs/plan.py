@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.files import CheckpointError, fingerprint
 from rich.console import Console
 from rich.table import Table
-from stages import manifest
-from stages.types import FPS, Lesson, Prepared, Problem
 
+from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, LocalBackend, Resources
 from ray_jobs.check import check_lessons
 from ray_jobs.lessons import output_name, read_rows
 from ray_jobs.progress import duration
 from ray_jobs.settings import Effective, Layer, resolve
 from ray_jobs.store import Store
+from stages import manifest
+from stages.types import FPS, Lesson, Prepared, Problem
 
 
 class Refused(Exception):
@@ -127,7 +127,9 @@ def show_problems(problems: list[Problem], console: Console) -> None:
 
 def show_plan(plan: Plan, console: Console) -> None:
     """True sizes, frames, segments, what is in the store already, and totals."""
-    table = Table("row", "lesson", "size", "cut away", "frames", "length", "segments", "in store", "output", box=None)
+    table = Table(
+        "row", "lesson", "size", "cut away", "frames", "length", "segments", "in store", "output", box=None
+    )
     for lesson, prepared in plan.ready:
         picture, here = prepared.picture, len(prepared.segments) - plan.missing_segments(prepared)
         table.add_row(
@@ -144,10 +146,14 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     for lesson, prepared in plan.ready:
         for warning in prepared.warnings:
-            console.print(f"row {lesson.number} ({lesson.lesson_id}): warning: {warning}", style="yellow", markup=False)
+            console.print(
+                f"row {lesson.number} ({lesson.lesson_id}): warning: {warning}", style="yellow", markup=False
+            )
         for segment in prepared.segments if len(prepared.segments) < 4 else ():
             state = "in store" if segment.id in plan.in_store else "to render"
-            console.print(f"  {lesson.lesson_id} segment {segment.index}: {segment.id[:16]} {state}", markup=False)
+            console.print(
+                f"  {lesson.lesson_id} segment {segment.index}: {segment.id[:16]} {state}", markup=False
+            )
     show_problems(plan.problems, console)
     frames = sum(prepared.frames for _, prepared in plan.ready)
     missing = sum(plan.missing_frames(prepared) for _, prepared in plan.ready)
@@ -176,7 +182,9 @@ def plan(request: Request, console: Console) -> int:
     try:
         weights = fingerprint(effective.settings)
     except CheckpointError as error:
-        console.print(f"identities are not those of a run, since there are no weights: {error}\n", style="yellow")
+        console.print(
+            f"identities are not those of a run, since there are no weights: {error}\n", style="yellow"
+        )
         weights, location = "none", None
     store = Store(location) if location else None
     found = make_plan(request, effective, weights, store, LocalBackend)

@@ -84,7 +84,9 @@ class Summary:
     @property
     def frames_per_second(self) -> float | None:
         seconds = self.now - self.rendering_since
-        return self.frames_done / seconds if self.rendering_since and seconds > 1 and self.frames_done else None
+        return (
+            self.frames_done / seconds if self.rendering_since and seconds > 1 and self.frames_done else None
+        )
 
     @property
     def seconds_left(self) -> float | None:
@@ -93,9 +95,13 @@ class Summary:
 
     def line(self) -> str:
         """The run in one line."""
-        parts = [f"{stage} loading {_gb(done)} of {_gb(total)}" for stage, (done, total) in self.loading.items()]
+        parts = [
+            f"{stage} loading {_gb(done)} of {_gb(total)}" for stage, (done, total) in self.loading.items()
+        ]
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
-        parts.append(f"lessons {sum(self.statuses.values())}/{self.lessons}" + (f" ({counts})" if counts else ""))
+        parts.append(
+            f"lessons {sum(self.statuses.values())}/{self.lessons}" + (f" ({counts})" if counts else "")
+        )
         if self.segments:
             parts.append(f"segments {self.segments_done}/{self.segments}")
             parts.append(f"frames {self.frames_done}/{self.frames}")

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from stages.types import Lesson, Measured, Prepared
 
 from ray_jobs.folder import Folder
 from ray_jobs.plan import Plan
 from ray_jobs.progress import duration
+from stages.types import Lesson, Measured, Prepared
 
 STATUSES = ("done", "reused", "failed", "invalid", "stopped", "not_started")
 
@@ -47,7 +47,8 @@ class Result:
     segments_rendered: int = 0
     """The others were in the store."""
     prompt_encodings: int = 0
-    """1 if the prompt was encoded for this lesson, 0 if another lesson's encoding or a finished file served."""
+    """1 if the prompt was encoded for this lesson, 0 if another lesson's encoding or a finished file
+    served."""
     portrait_encodings: int = 0
     failed_tries: int = 0
     seconds_to_first_block: float | None = None
@@ -97,7 +98,9 @@ def write(out: Folder, results: list[Result]) -> None:
     """Write both files, rows in the manifest's order, `x_` columns last."""
     results = sorted(results, key=lambda result: result.row)
     extras = list(dict.fromkeys(name for result in results for name in result.extras))
-    table = [{**{c: getattr(r, c) for c in COLUMNS}, **{x: r.extras.get(x, "") for x in extras}} for r in results]
+    table = [
+        {**{c: getattr(r, c) for c in COLUMNS}, **{x: r.extras.get(x, "") for x in extras}} for r in results
+    ]
 
     text = io.StringIO()
     writer = csv.DictWriter(text, [*COLUMNS, *extras], lineterminator="\n")
@@ -121,7 +124,9 @@ def _column_type(name: str) -> pa.DataType:
 def show(results: list[Result], seconds: float, console: Console) -> None:
     """The end of a run, for the eye: totals, what was shared, and every row that was not delivered."""
     counts = Counter(result.status for result in results)
-    console.print(", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status]), style="bold")
+    console.print(
+        ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status]), style="bold"
+    )
     made = [result for result in results if result.status == "done"]
     if made:
         video = sum(result.video_seconds or 0 for result in made)
@@ -135,7 +140,9 @@ def show(results: list[Result], seconds: float, console: Console) -> None:
         )
     for result in results:
         if result.reason and result.status != "invalid":
-            text = f"row {result.row} ({result.lesson_id}): {result.status}, {result.failure}: {result.reason}"
+            text = (
+                f"row {result.row} ({result.lesson_id}): {result.status}, {result.failure}: {result.reason}"
+            )
             console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         elif result.warnings:
             text = f"row {result.row} ({result.lesson_id}): warning: {result.warnings}"

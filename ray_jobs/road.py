@@ -1,4 +1,5 @@
-"""What all lessons on the road share: workers, encodings, the store, the count of frames, the wish to stop."""
+"""What all lessons on the road share: workers, encodings, the store, the count of frames, the wish to
+stop."""
 
 from __future__ import annotations
 
@@ -7,8 +8,6 @@ import time
 from collections.abc import Iterable
 
 from conf.schema import Settings
-from stages.types import Lesson, Measured, Prepared, SegmentJob
-
 from ray_jobs.backend import Backend, Failed, Lost, Ref, Resources
 from ray_jobs.events import EventLog
 from ray_jobs.failures import Tries, failure_class
@@ -21,13 +20,16 @@ from ray_jobs.segment import Hooks, render_segment
 from ray_jobs.shared import Shared, content_key
 from ray_jobs.store import Committed, Store
 from ray_jobs.workers import (
+    CARRY,
     ConditionWorker,
     DecodeWorker,
     finish_lesson,
+    is_intact,
     load_portrait,
     load_speech,
     read_carry,
 )
+from stages.types import Lesson, Measured, Prepared, Segment, SegmentJob
 
 _PING_SECONDS = 2.0
 _FRAMES_EVENT_SECONDS = 10.0
@@ -90,10 +92,20 @@ class Road:
 
     def load(self, lesson: Lesson, prepared: Prepared) -> tuple[Ref, Ref]:
         """A lesson's portrait and sound, as they were when they were checked."""
-        refs = [self.backend.task(f, lesson, prepared, resources=self._task) for f in (load_portrait, load_speech)]
+        refs = [
+            self.backend.task(f, lesson, prepared, resources=self._task) for f in (load_portrait, load_speech)
+        ]
         for ref in refs:
             self.backend.wait(ref)
         return refs[0], refs[1]
+
+    def kept(self, segment: Segment, last: bool) -> Committed | None:
+        """A segment of an earlier run, if the store has it, whole, with what the next one goes on from."""
+        found = self.store.find(segment.id)
+        if found is None or (CARRY not in found.files and not last):
+            return None
+        intact = self.backend.get(self.backend.task(is_intact, self.store.uri, found, resources=self._task))
+        return found if intact else None
 
     def segment(
         self,
@@ -132,7 +144,9 @@ class Road:
             except Failed as failure:
                 kind = failure_class(failure.cause)
                 result.failed_tries += 1
-                self.events.emit("segment_failed", **place, failure=kind, reason=_first_line(failure), log=failure.text)
+                self.events.emit(
+                    "segment_failed", **place, failure=kind, reason=_first_line(failure), log=failure.text
+                )
                 if not tries.again_after(kind):
                     raise
 
@@ -193,7 +207,9 @@ class Road:
                     result.seconds_to_first_block = round(time.monotonic() - started, 3)
                 self._count(job.segment.id, done)
 
-            hooks = Hooks(frames, group.release, lambda clip: self._encode(_chain(job), "motion", inputs.pixels, clip))
+            hooks = Hooks(
+                frames, group.release, lambda clip: self._encode(_chain(job), "motion", inputs.pixels, clip)
+            )
             try:
                 done = render_segment(self.backend, group.worker, decoder.worker, job, inputs, hooks)
             except (Lost, Failed) as error:
@@ -206,12 +222,17 @@ class Road:
         seconds = round(time.monotonic() - started, 3)
         frame_count = len(job.segment.frames(job.frames))
         self.events.emit(
-            "segment_done", lesson=job.lesson_id, segment=job.segment.index, frames=frame_count, seconds=seconds
+            "segment_done",
+            lesson=job.lesson_id,
+            segment=job.segment.index,
+            frames=frame_count,
+            seconds=seconds,
         )
         return done
 
     def _is_lost(self, worker: object) -> bool:
-        """Whether a worker is known to be gone. One that is merely busy does not answer in time, and is not."""
+        """Whether a worker is known to be gone. One that is merely busy does not answer in time, and is
+        not."""
         answer = worker.submit("ping")  # type: ignore[attr-defined]
         if not self.backend.wait(answer, timeout=_PING_SECONDS):
             return False
@@ -246,7 +267,8 @@ class Road:
 
 
 def _chain(job: SegmentJob) -> int:
-    """Frames from this segment to the lesson's end. Nobody else can render them meanwhile, so the most go first."""
+    """Frames from this segment to the lesson's end. Nobody else can render them meanwhile, so the most go
+    first."""
     return job.frames - job.segment.frames(job.frames).start
 
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from model.files import CheckpointError, fingerprint
 from rich.console import Console
-from stages.types import Lesson, Measured, Prepared, as_dict
 
+from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resources
 from ray_jobs.delivery import Deliveries
 from ray_jobs.events import EventLog
@@ -30,6 +29,7 @@ from ray_jobs.road import Road
 from ray_jobs.settings import resolve
 from ray_jobs.store import Store
 from ray_jobs.workers import check_weights
+from stages.types import Lesson, Measured, Prepared, as_dict
 
 ALL_DELIVERED, NOTHING_STARTED, NOT_ALL_DELIVERED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes."""
@@ -96,7 +96,8 @@ class Run:
         return plan
 
     def not_delivered(self, plan: Plan) -> Work:
-        """Lessons that are still to be made, most frames first: a lesson's segments are rendered one by one."""
+        """Lessons that are still to be made, most frames first: a lesson's segments are rendered one by
+        one."""
         self._deliveries = Deliveries(self.out, self.home)
         work = []
         for lesson, prepared in plan.ready:
@@ -236,7 +237,8 @@ class Run:
 
 @contextmanager
 def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run in order; a second one ends the process. Ray sets its own handlers earlier."""
+    """SIGINT and SIGTERM end the run in order; a second one ends the process. Ray sets its own handlers
+    earlier."""
 
     def handle(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.schedule import calls
-from stages.types import FRAMES_PER_BLOCK, SegmentJob
-
 from ray_jobs.backend import Backend, Ref, Worker
 from ray_jobs.group import Inputs, Replica
 from ray_jobs.store import Committed
+from stages.types import FRAMES_PER_BLOCK, SegmentJob
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class BlockStream:
 
     def _forward(self) -> None:
         block, state = self._denoising.popleft()
-        # The decoder runs its calls in order, of all its segments: one that waits for a block would hold up all.
+        # The decoder runs the calls of all its segments in order: one that waits for a block holds up all.
         self._backend.wait(state)
         self._decoding.append(self._decoder.submit("decode", self._job, block, state))
         while len(self._decoding) > self._window:
@@ -71,8 +70,8 @@ def render_segment(
 ) -> tuple[Committed, Ref | None]:
     """Denoise, decode and commit one segment.
 
-    Returns what was committed, and a reference to what the next segment goes on from, if there is one. Raises Lost or Failed as the
-    backend does, and whatever a hook raises.
+    Returns what was committed, and a reference to what the next segment goes on from, if there is one. Raises
+    Lost or Failed as the backend does, and whatever a hook raises.
     """
     settings, segment = job.settings, job.segment
     decoding = decoder.submit("open", job, inputs.portrait, inputs.carry)
@@ -98,7 +97,7 @@ def render_segment(
         if call.kind == "prefill":
             opened = group.prefill(second_motion())
             continue
-        # `open` and `prefill` have no value, but a first step that takes theirs fails with the reason they failed.
+        # `open` and `prefill` have no value; a first step that is given theirs fails as they failed.
         state = group.cell(call.block, call.step, opened if call.step == 0 else state)
         if call.step == settings.sample_steps - 1 and not call.replay:
             stream.push(call.block, state)

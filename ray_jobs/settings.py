@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from stages.validate import validate
+
 import conf
 from conf.schema import (
     DeliverySettings,
@@ -23,9 +27,6 @@ from conf.schema import (
     SoundSettings,
     VideoSettings,
 )
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from ray_jobs.upstream_flags import line_for
 
 CONF = Path(conf.__file__).parent
@@ -91,7 +92,7 @@ def _load(path: Path) -> dict[str, Any]:
 def resolve(layers: list[Layer]) -> Effective:
     """Merge the layers, later ones over earlier ones, onto the defaults and the file of the model they name.
 
-    Raises SettingsError for unknown settings, values of the wrong type and settings that nobody gave.
+    Raises SettingsError for unknown settings, values that are not allowed, and settings that nobody gave.
     """
     model = next((str(layer.values["model"]) for layer in reversed(layers) if "model" in layer.values), None)
     if model is None:
@@ -105,8 +106,14 @@ def resolve(layers: list[Layer]) -> Effective:
         origins.update(dict.fromkeys(layer.values, layer.name))
     missing = [name for name in FIELDS if OmegaConf.is_missing(merged, name)]
     if missing:
-        raise SettingsError(f"{missing[0]}: is not set anywhere; give {missing[0]}=... or a preset that has it")
-    return Effective(OmegaConf.to_object(merged), origins)  # type: ignore[arg-type]
+        raise SettingsError(
+            f"{missing[0]}: is not set anywhere; give {missing[0]}=... or a preset that has it"
+        )
+    settings: Settings = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    wrong = [f"{name}={value}: {rule} (from {origins[name]})" for name, value, rule in validate(settings)]
+    if wrong:
+        raise SettingsError("; ".join(wrong))
+    return Effective(settings, origins)
 
 
 def override(base: Settings, values: Mapping[str, str], source: str) -> Settings:
@@ -123,11 +130,10 @@ def override(base: Settings, values: Mapping[str, str], source: str) -> Settings
 
 def merge(config: DictConfig, layer: Layer) -> DictConfig:
     """`config` with one layer put over it."""
-    for name, value in layer.values.items():
+    for name, given in layer.values.items():
         if name not in FIELDS:
             raise SettingsError(f"{layer.name}: {unknown(name)}")
-        if isinstance(value, str) and value.lower() in ("", "null", "none") and _optional(name):
-            value = None
+        value = None if _optional(name) and str(given).lower() in ("", "null", "none") else given
         try:
             config = OmegaConf.merge(config, {name: value})  # type: ignore[assignment]
         except OmegaConfBaseException as error:

@@ -21,7 +21,9 @@ def show(out: str, console: Console) -> int:
     summary = Summary()
     for event in events:
         summary.feed(event)
-    state = "ended" if summary.exit_code is not None else f"last heard of {time.time() - summary.now:.0f} s ago"
+    state = (
+        "ended" if summary.exit_code is not None else f"last heard of {time.time() - summary.now:.0f} s ago"
+    )
     console.print(f"run {summary.run}: {state}", highlight=False)
     if summary.exit_code is not None:
         console.print(f"exit code {summary.exit_code}", highlight=False)

@@ -22,8 +22,10 @@ class UpstreamFlag:
     why: str
 
     def __str__(self) -> str:
-        ours = f" ({self.ours})" if self.ours else ""
-        return f"{self.flag} of Live Avatar: {self.verdict}{ours}. {self.why}"
+        here = f" ({self.ours})" if self.ours else ""
+        if self.verdict == "same":
+            here = f", write {self.ours}=VALUE"
+        return f"{self.flag} of Live Avatar: {self.verdict}{here}. {self.why}"
 
 
 @cache

@@ -1,7 +1,7 @@
 """The stages as workers: what runs inside an actor or a task, or in this process with `--local`.
 
-Each class holds one stage object and the little that only a long-lived process needs: its thread count, models
-that load in the background so that their progress can be asked for, several segments at once.
+Each class holds one stage object and the little that only a long-lived process needs: its thread count,
+models that load in the background so that their progress can be asked for, several segments at once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from conf.schema import Settings
+from ray_jobs.folder import Folder
+from ray_jobs.store import Committed, Store, StoreError
 from stages import prepare
 from stages.condition import Encoders
 from stages.mux import mux
 from stages.types import Lesson, Measured, PortraitLatents, Prepared, RowError, SegmentJob
 
-from ray_jobs.folder import Folder
-from ray_jobs.store import Committed, Store
-
 if TYPE_CHECKING:
     import torch
+
     from model.solver import SolverState
     from stages.decode import SegmentDecoder
     from stages.denoise import Denoise
@@ -82,6 +83,18 @@ def load_portrait(lesson: Lesson, prepared: Prepared) -> np.ndarray:
 
 def load_speech(lesson: Lesson, prepared: Prepared) -> np.ndarray:
     return prepare.load_speech(lesson, prepared)
+
+
+def is_intact(store_uri: str, segment: Committed) -> bool:
+    """Read a segment of an earlier run and compare its hashes; a damaged one is withdrawn from the store."""
+    store = Store(store_uri)
+    try:
+        for name in segment.files:
+            store.read(segment, name)
+    except StoreError:
+        store.withdraw(segment)
+        return False
+    return True
 
 
 def read_carry(store_uri: str, segment: Committed) -> bytes:
@@ -159,7 +172,8 @@ class ConditionWorker(_Worker):
 
 
 class RankWorker(_Worker):
-    """One rank of a group: holds the transformer, or its share, and the caches of the segment that it renders."""
+    """One rank of a group: holds the transformer, or its share, and the caches of the segment that it
+    renders."""
 
     def __init__(self, settings: Settings) -> None:
         def load(progress: Callable[[int, int], None]) -> Denoise:
@@ -232,7 +246,11 @@ class DecodeWorker(_Worker):
         files = {VIDEO: self._segments.pop(job.segment.id).finish()}
         if carry is not None:
             files[CARRY] = carry
-        meta = {"lesson": job.lesson_id, "index": job.segment.index, "frames": len(job.segment.frames(job.frames))}
+        meta = {
+            "lesson": job.lesson_id,
+            "index": job.segment.index,
+            "frames": len(job.segment.frames(job.frames)),
+        }
         return self._store.commit(job.segment.id, files, meta)
 
     def drop(self, job: SegmentJob) -> None:

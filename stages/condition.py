@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from conf.schema import ModelSettings
 
+from conf.schema import ModelSettings
 from stages.types import DROPPED_FRAMES, FRAMES_PER_BLOCK, SAMPLES_PER_FRAME, PortraitLatents, SegmentJob
 
 if TYPE_CHECKING:
     import torch
+
     from model.speech import SpeechEncoder
     from model.text import TextEncoder
     from model.vae import Vae
@@ -20,7 +21,8 @@ MOTION_FRAMES = 73
 
 
 class Encoders:
-    """Text, picture and speech encoders of one checkpoint. Each is loaded when it is first needed, and kept."""
+    """Text, picture and speech encoders of one checkpoint. Each is loaded when it is first needed, and
+    kept."""
 
     def __init__(self, model: ModelSettings) -> None:
         self._model = model
@@ -48,7 +50,8 @@ class Encoders:
         )
 
     def motion(self, pixels: np.ndarray, clip: np.ndarray) -> torch.Tensor:
-        """Motion latents [16, 19, h, w] after the first clip: the last 73 of 73 portraits and the clip's frames.
+        """Motion latents [16, 19, h, w] after the first clip: the last 73 of 73 portraits and the clip's
+        frames.
 
         Args:
             pixels: uint8 [H, W, 3], the portrait.
@@ -88,7 +91,7 @@ class Encoders:
 def frame_of_sound(decoded: np.ndarray, lead_frames: int) -> np.ndarray:
     """Which 640 samples of the recording each decoded frame is driven by.
 
-    Decoded frame j is frame j - 3 of the video, so with `lead_frames` 0 it hears the sound of frame j - 3, and
-    with 3, as upstream, that of frame j. The frames before 0 are not shown and hear the first.
+    Decoded frame j is frame j - 3 of the video, so with `lead_frames` 0 it hears the sound of frame j - 3,
+    and with 3, as upstream, that of frame j. The frames before 0 are not shown and hear the first.
     """
     return np.maximum(decoded - DROPPED_FRAMES + lead_frames, 0)

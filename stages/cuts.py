@@ -42,26 +42,27 @@ def cut(speech: np.ndarray, settings: Settings) -> list[int]:
     `cut_search_seconds` + 2 s joins the segment before it. So appended sound moves no cut.
     """
     end = blocks_of(frames_of(len(speech)))
+    if not settings.segment_seconds:
+        return [0, end]
+    search = round(settings.cut_search_seconds * SAMPLE_RATE)
+    last_cut = len(speech) - 2 * search - round(_SHORTEST_REST_MARGIN * SAMPLE_RATE)
     bounds = [0]
-    if settings.segment_seconds:
-        search = round(settings.cut_search_seconds * SAMPLE_RATE)
-        shortest = 2 * search + round(_SHORTEST_REST_MARGIN * SAMPLE_RATE)
-        while True:
-            target = _sample_of(bounds[-1]) + round(settings.segment_seconds * SAMPLE_RATE)
-            if len(speech) - (target - search) < shortest:
-                break
-            quietest = _quietest(speech, target - search, target + search, settings.infer_frames)
-            if len(speech) - _sample_of(quietest) < shortest:
-                break
-            bounds.append(quietest)
-    return [*bounds, end]
+    while True:
+        target = _sample_of(bounds[-1]) + round(settings.segment_seconds * SAMPLE_RATE)
+        if target - search > last_cut:
+            return [*bounds, end]
+        quietest = _quietest(speech, target - search, target + search, settings.infer_frames)
+        if _sample_of(quietest) > last_cut:
+            return [*bounds, end]
+        bounds.append(quietest)
 
 
 def sound_window(first_block: int, end_block: int, samples: int, settings: Settings) -> tuple[int, int]:
     """(start, end) of the 16 kHz samples that a segment's speech features are computed from.
 
     They are the sound of its frames and of the clip that is replayed before them, and `audio_context_seconds`
-    on both sides. The window starts on a frame.
+    on both sides, as far as the recording goes; so a lesson of one segment is heard whole. The window starts
+    on a frame.
     """
     replayed = settings.infer_frames if first_block and settings.continuity == "carry" else 0
     shift = settings.lead_frames - DROPPED_FRAMES

@@ -1,4 +1,5 @@
-"""decode: latents of one segment -> frames -> H.264. Pixels never leave it, but for the first clip if asked."""
+"""decode: latents of one segment -> frames -> H.264. Pixels never leave it, but for the first clip if
+asked."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from stages.types import DROPPED_FRAMES, FRAMES_PER_BLOCK, PortraitLatents, Segm
 
 if TYPE_CHECKING:
     import torch
+
     from model.vae import Vae
 
 PRIMING_LATENTS = 7
@@ -47,16 +49,22 @@ class SegmentDecoder:
             picture.width, picture.height, video.crf, video.encoder_preset, video.encoder_threads
         )
         self._clip_blocks = job.settings.infer_frames // FRAMES_PER_BLOCK
-        self._clip: list[np.ndarray] | None = [] if job.settings.reference == "first_latent_and_motion" else None
+        self._clip: list[np.ndarray] | None = (
+            [] if job.settings.reference == "first_latent_and_motion" else None
+        )
 
     def decode(self, block: int, latents: torch.Tensor) -> int:
         """Decode one block, [16, 3, h, w]; blocks come in order. Returns the segment's frames so far."""
         if block != self._next_block:
-            raise ValueError(f"block {block} of segment {self._segment.index}: expected block {self._next_block}")
+            raise ValueError(
+                f"block {block} of segment {self._segment.index}: expected block {self._next_block}"
+            )
         self._next_block += 1
         frames = to_uint8(self._stream.push(latents))
         first = block * FRAMES_PER_BLOCK - DROPPED_FRAMES
-        lo, hi = (min(max(bound - first, 0), FRAMES_PER_BLOCK) for bound in (self._kept.start, self._kept.stop))
+        lo, hi = (
+            min(max(bound - first, 0), FRAMES_PER_BLOCK) for bound in (self._kept.start, self._kept.stop)
+        )
         if lo < hi:
             self._encoder.write(frames[lo:hi])
         if self._clip is not None and len(self._clip) < self._clip_blocks:
@@ -64,7 +72,8 @@ class SegmentDecoder:
         return max(0, min(first + FRAMES_PER_BLOCK, self._kept.stop) - self._kept.start)
 
     def first_clip(self) -> np.ndarray:
-        """Frames of the segment's first clip, uint8 [T, H, W, 3], for `reference: first_latent_and_motion`."""
+        """Frames of the segment's first clip, uint8 [T, H, W, 3], for `reference:
+        first_latent_and_motion`."""
         if not self._clip:
             raise ValueError("the first clip is kept only for reference=first_latent_and_motion")
         return np.concatenate(self._clip)

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+
 from conf.schema import Settings
 from model.checkpoint import load_dit
 from model.denoise import Carry, Conditions, Denoiser, DenoiseSettings
 from model.solver import SolverState
-
 from stages.types import PortraitLatents, SegmentJob
 
 
@@ -37,7 +37,9 @@ class Denoise:
         carry: bytes | None,
     ) -> None:
         """Begin a segment: caches for its size, text keys and values, the first prefill."""
-        conditions = Conditions(text, negative, portrait.reference, portrait.motion, speech, job.first_computed_block)
+        conditions = Conditions(
+            text, negative, portrait.reference, portrait.motion, speech, job.first_computed_block
+        )
         before = Carry.from_bytes(carry) if carry is not None else None
         denoiser = self._denoiser_for(job.settings, *portrait.reference.shape[-2:])
         denoiser.open(conditions, job.segment.first_block, job.segment.end_block, before)

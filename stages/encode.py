@@ -19,9 +19,6 @@ from av.video.reformatter import (
 
 from stages.types import FPS
 
-SEGMENT_FILE = "video.mov"
-"""Name under which a segment's video is kept. Not `.mp4`, so that nobody takes it for a lesson."""
-
 _SWSCALE = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 )

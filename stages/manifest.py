@@ -15,12 +15,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow
 import pyarrow.parquet
 import yaml
 
-from stages.paths import open_input
+from stages.paths import is_uri, open_input
 from stages.types import Problem, Row, RowError
 
 RECORDINGS = (
@@ -56,11 +57,9 @@ def read(uri: str) -> tuple[list[Row], list[Problem]]:
     rows, problems = [], []
     for number, entry in enumerate(entries, 1):
         try:
-            if isinstance(entry, RowError):
-                raise entry
             rows.append(Row(number, _values(entry)))
         except RowError as error:
-            problems.append(error.problem(number, "" if entry is error else _lesson_id(entry)))
+            problems.append(error.problem(number, _lesson_id(entry)))
     return rows, problems
 
 
@@ -74,7 +73,7 @@ def init(
     written as they are. Raises ValueError if the folder holds no recording.
     """
     folder = Path(recordings_dir).absolute()
-    found = [file for file in folder.iterdir() if file.suffix.lower() in RECORDINGS and file.name[0] != "."]
+    found = [file for file in folder.iterdir() if _is_recording(file)]
     if not found:
         raise ValueError(f"{recordings_dir!r} holds no recordings ({', '.join(RECORDINGS)})")
     stems = [file.stem for file in found]
@@ -89,7 +88,7 @@ def init(
 
 
 def _entries(uri: str, data: bytes) -> Iterable[Entry]:
-    suffix = PurePosixPath(uri).suffix.lower()
+    suffix = PurePosixPath(urlsplit(uri).path if is_uri(uri) else uri).suffix.lower()
     if suffix in (".parquet", ".pq") or data.startswith(b"PAR1"):
         return _parquet(uri, data)
     text = _text(uri, data)
@@ -187,7 +186,7 @@ def _batch(uri: str, batch: object) -> Iterator[Entry]:
 
 def _parquet(uri: str, data: bytes) -> Iterator[Entry]:
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise RowError("manifest", uri, f"is not a valid Parquet file ({error})") from None
     _refuse_twice(uri, table.column_names)
@@ -205,7 +204,9 @@ def _json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _values(entry: _Object) -> dict[str, str]:
+def _values(entry: Entry) -> dict[str, str]:
+    if isinstance(entry, RowError):
+        raise entry
     values: dict[str, str] = {}
     for name, value in entry:
         text = _string(name, value)
@@ -228,7 +229,10 @@ def _string(name: str, value: object) -> str:
         return str(int(value))  # A column of whole numbers with gaps becomes one of floats in pandas.
     if isinstance(value, list | tuple | dict | bytes):
         raise RowError(name, repr(value)[:_SHOWN], "must be a single value, not a list, mapping or bytes")
-    return str(value).strip()
+    text = str(value).strip()
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RowError(name, ascii(text)[:_SHOWN], "holds half of a character (a lone surrogate)")
+    return text
 
 
 def _lesson_id(entry: Entry) -> str:
@@ -240,6 +244,10 @@ def _refuse_twice(uri: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise RowError("manifest", uri, f"has more than one column called {', '.join(twice)}")
+
+
+def _is_recording(file: Path) -> bool:
+    return file.suffix.lower() in RECORDINGS and not file.name.startswith(".") and file.is_file()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

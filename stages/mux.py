@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import av
 
 from stages.measure import measure
-from stages.narration import Narration, aac_bitrate, encode_aac, open_narration
+from stages.narration import Narration, encode_aac, open_narration
 from stages.paths import open_input
 from stages.publish import published
 from stages.types import FPS, Measured
@@ -54,7 +54,8 @@ def mux(
         width, height: pixels that the video must have.
         frames: number of frames that the video must have.
         sound_seconds: how much of the recording is delivered.
-        audio_bitrate: bits per second of the AAC stream, capped to what AAC can carry.
+        audio_bitrate: bits per second of the AAC stream; FFmpeg takes less where AAC's frames cannot hold it
+            (6 bits per sample and channel).
         loudness: `keep`, or the LUFS that one static gain brings the sound to.
 
     Raises:
@@ -97,14 +98,10 @@ def _write(part: Path, segments: Iterable[MediaSource], narration: Narration, au
         with _open_segment(first) as template:
             video = container.add_stream_from_template(template.streams.video[0])
         audio = container.add_stream(
-            "aac",
-            rate=narration.rate,
-            layout=narration.layout,
-            bit_rate=aac_bitrate(audio_bitrate, narration.rate, narration.channels),
+            "aac", rate=narration.rate, layout=narration.layout, bit_rate=audio_bitrate
         )
-        for packet in merge(
-            _join(chain([first], rest), video), encode_aac(narration, audio), key=_decode_time
-        ):
+        pictures, sound = _join(chain([first], rest), video), encode_aac(narration, audio)
+        for packet in merge(pictures, sound, key=_decode_time):
             container.mux_one(packet)
 
 

@@ -24,9 +24,6 @@ AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 1200
 _LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
 """What 1 to 8 channels are labelled as, in their own order. AAC carries no more."""
 
-_AAC_BITS_PER_FRAME = 6144
-"""Most bits that one channel may take in one AAC frame of 1024 samples (ISO/IEC 14496-3)."""
-
 _TRUE_PEAK_CEILING = -1.0
 """dBTP that a gain may not exceed (EBU R 128)."""
 
@@ -83,11 +80,6 @@ def encode_aac(narration: Narration, stream: av.AudioStream) -> Iterator[av.Pack
     for frame in _frames(_at_rate(_chunks(narration), narration), narration.rate, narration.layout):
         yield from stream.encode(frame)
     yield from stream.encode(None)
-
-
-def aac_bitrate(wanted: int, rate: int, channels: int) -> int:
-    """`wanted` bits per second, or the most that AAC allows at this rate and number of channels."""
-    return min(wanted, _AAC_BITS_PER_FRAME * rate * channels // 1024)
 
 
 def measure_loudness(narration: Narration) -> tuple[float, float]:

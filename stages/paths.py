@@ -1,11 +1,12 @@
 """Where a manifest's files are: resolve what a cell says, and open it wherever it lies."""
 
+import errno
 import os
 import re
 import shutil
 import tempfile
 from typing import BinaryIO, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow.fs
 
@@ -22,28 +23,35 @@ def resolve(path: str, manifest: str) -> str:
     """`path` as a manifest's cell has it -> absolute path or URI.
 
     URIs and absolute paths stay as they are; everything else is relative to the manifest's own folder, which
-    may be a URI, and never to the working directory.
+    may be a URI (whose options, such as `?region=`, are kept), and never to the working directory.
     """
     if is_uri(path) or os.path.isabs(path):
         return path
     if is_uri(manifest):
-        return f"{manifest.rpartition('/')[0]}/{path}"
+        parts = urlsplit(manifest, allow_fragments=False)
+        return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{path}"))
     return os.path.join(os.path.dirname(os.path.abspath(manifest)), path)
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Opens a local file, or a temporary copy of what a URI names: decoders seek, and each seek is a request.
+    """Opens a local file, or a temporary copy of what a URI names: decoders seek, and a seek is a request.
 
-    Raises FileNotFoundError, IsADirectoryError and PermissionError for both, and ValueError for a URI that
-    `pyarrow.fs` does not know. Keys of object stores are taken literally: spaces and Chinese are not escaped.
+    Keys of object stores are taken literally: spaces and Chinese are not escaped. Raises FileNotFoundError
+    and IsADirectoryError for both, and ValueError for a URI that `pyarrow.fs` does not know.
     """
     if not is_uri(path):
         return open(path, "rb")
     parts = urlsplit(path, allow_fragments=False)
     query = f"?{parts.query}" if parts.query else ""
     filesystem, root = pyarrow.fs.FileSystem.from_uri(f"{parts.scheme}://{parts.netloc}/{query}")
+    key = f"{root.rstrip('/')}{parts.path}"
+    kind = filesystem.get_file_info(key).type
+    if kind == pyarrow.fs.FileType.NotFound:
+        raise FileNotFoundError(path)
+    if kind == pyarrow.fs.FileType.Directory:
+        raise IsADirectoryError(path)
     copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
-    with filesystem.open_input_file(f"{root.rstrip('/')}{parts.path}") as source:
+    with filesystem.open_input_file(key) as source:
         shutil.copyfileobj(source, copy, 1 << 20)
     copy.seek(0)
     return copy
@@ -60,6 +68,10 @@ def open_input(field: str, path: str) -> BinaryIO:
         raise RowError(field, path, "is a folder, not a file") from None
     except PermissionError:
         raise RowError(field, path, "may not be read by this user") from None
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise RowError(field, path, f"cannot be opened: {error.strerror}") from None
     except ValueError as error:
         raise RowError(field, path, f"cannot be opened: {error}") from None
     if not file.seek(0, os.SEEK_END):

@@ -40,8 +40,7 @@ def prepare(path: str, settings: PortraitSettings) -> tuple[Picture, list[str]]:
 
 
 def load(path: str, picture: Picture, max_image_pixels: int) -> np.ndarray:
-    """[height, width, 3] uint8, exactly what `prepare` has hashed. Raises RowError if the file has
-    changed."""
+    """uint8 [height, width, 3], exactly what `prepare` has hashed. Raises RowError if the file changed."""
     image, _ = open_rgb(path, max_image_pixels)
     rgb = _scale(image, Rectangle(*picture.crop), picture.width, picture.height)
     if _sha256(rgb) != picture.sha256:
@@ -78,7 +77,8 @@ def open_rgb(path: str, max_image_pixels: int) -> tuple[Image.Image, list[str]]:
 def _frame(
     path: str, image: Image.Image, settings: PortraitSettings
 ) -> tuple[Rectangle, tuple[int, int], list[str]]:
-    """The crop, the true (width, height), and notes."""
+    """The crop, the true (width, height), and notes. Where `crop` is a rectangle, `aspect` and the rounding
+    of sides cut around its middle."""
     whole = Rectangle(0, 0, image.width, image.height)
     area = parse_crop(settings.crop) or whole
     if area.x + area.width > whole.width or area.y + area.height > whole.height:

@@ -71,8 +71,7 @@ def _segments(lesson: Lesson, picture: Picture, speech: np.ndarray, weights: str
     bounds = cut(speech, settings)
     segments: list[Segment] = []
     for first, end in pairwise(bounds):
-        whole = len(bounds) == 2
-        window = (0, len(speech)) if whole else sound_window(first, end, len(speech), settings)
+        window = sound_window(first, end, len(speech), settings)
         carried = segments and settings.continuity == "carry"
         name = segment_id(
             previous=segments[-1].id if carried else None,

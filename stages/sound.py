@@ -17,6 +17,9 @@ from stages.headers import is_cut_short, mp3_counts_frames
 from stages.paths import open_input
 from stages.types import SAMPLE_RATE, SAMPLES_PER_FRAME, RowError
 
+MAX_CHANNELS = 8
+"""What AAC can carry in the finished file."""
+
 SILENCE = 10 ** (-60 / 20)
 """A recording whose mono sum never reaches this peak (-60 dBFS) is silent."""
 
@@ -64,13 +67,16 @@ def read(path: str) -> Recording:
     """Decodes a recording of any format, holding only its 16 kHz mono.
 
     Raises RowError for files that are missing, empty, without sound, damaged or cut short, and for sound that
-    is silent throughout, shorter than one frame, or not a number.
+    is silent throughout, shorter than one frame, of too many channels, or not a number.
     """
     with open_input("audio", path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         if is_cut_short(file):
             raise RowError("audio", path, "is cut short: its last part is missing")
         with open_source(file, path) as source:
+            if source.channels > MAX_CHANNELS:
+                rule = f"has {source.channels} channels; the finished file can carry {MAX_CHANNELS}"
+                raise RowError("audio", path, rule)
             samples, speech = _resample(source, path)
     seconds = samples / source.rate
     declared = source.declared_seconds
@@ -90,6 +96,7 @@ def read(path: str) -> Recording:
 def open_source(file: BinaryIO, path: str) -> Iterator[Source]:
     """Opens the first sound of a file with FFmpeg, or with libsndfile where FFmpeg does not know the format.
     `path` is for messages. Raises RowError, also while chunks are read."""
+    file.seek(0)
     container = _open_ffmpeg(file, path)
     if container is None:
         with _open_libsndfile(file, path) as sound:

@@ -33,7 +33,8 @@ class Problem:
     """Why a row cannot be rendered. `str()` is the line that the user sees."""
 
     row: int
-    """Number of the row in the manifest, counted from 1 for the first lesson; 0 for the manifest as a whole."""
+    """Number of the row in the manifest, counted from 1 for the first lesson; 0 for the manifest as a
+    whole."""
     lesson_id: str
     field: str
     value: str
@@ -46,7 +47,8 @@ class Problem:
 
 
 class RowError(Exception):
-    """A row's input is bad. Knows the field, its value and the rule; the row itself is added by the caller."""
+    """A row's input is bad. Knows the field, its value and the rule; the row itself is added by the
+    caller."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         super().__init__(field, str(value), rule)
@@ -116,7 +118,9 @@ class Segment:
 
     def frames(self, total: int) -> range:
         """Frames of the finished video, of `total`, that the segment contributes."""
-        first, end = (block * FRAMES_PER_BLOCK - DROPPED_FRAMES for block in (self.first_block, self.end_block))
+        first, end = (
+            block * FRAMES_PER_BLOCK - DROPPED_FRAMES for block in (self.first_block, self.end_block)
+        )
         return range(max(first, 0), min(end, total))
 
 

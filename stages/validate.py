@@ -106,7 +106,7 @@ def _parsed(settings: Settings) -> Iterator[Violation]:
 
 def _sound_rules(settings: Settings) -> Iterator[Violation]:
     search, segment = settings.cut_search_seconds, settings.segment_seconds
-    if segment <= 0:
+    if not 0 < segment < math.inf:
         return
     if not search < segment / 4:
         yield "cut_search_seconds", str(search), f"must be less than a quarter of segment_seconds={segment}"

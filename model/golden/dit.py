@@ -1,4 +1,5 @@
-"""Sets `dit_block`, `denoise_loop`, `audio_encoder` and `framepack`: the transformer, its loop and its small parts."""
+"""Sets `dit_block`, `denoise_loop`, `audio_encoder` and `framepack`: the transformer, its loop and its
+small parts."""
 
 import json
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -76,7 +78,9 @@ class BlockRun:
         self.attend = attention_backend("sdpa", device)
         self.text = dit.encode_text(recorded["input.context"].to(device))
         self.caches = caches(config, layout, values["denoise_steps"], device, dit.dtype)
-        self.condition_rope = multipliers(condition_positions(config, height, width), config.head_dim).to(device)
+        self.condition_rope = multipliers(condition_positions(config, height, width), config.head_dim).to(
+            device
+        )
 
     def cache(self, step: int) -> KVCache:
         return self.caches[step // 2]
@@ -86,7 +90,11 @@ class BlockRun:
         reference, motion = (self.recorded[f"input.{kind}_latents"][0] for kind in ("ref", "motion"))
         hidden = self.dit.embed_condition(reference.to(self.dit.device), motion.to(self.dit.device))
         context = Context(
-            self.dit.encode_time(0.0), self.text, None, PrefillExchange(first, self.condition_rope), self.attend
+            self.dit.encode_time(0.0),
+            self.text,
+            None,
+            PrefillExchange(first, self.condition_rope),
+            self.attend,
         )
         self.dit.run_layers(hidden, range(self.dit.config.num_layers), context)
         for other in others:
@@ -141,7 +149,9 @@ def _prefill_checks(dit: CausalDiT, values: dict[str, Any], recorded: Recorded) 
             ours = cache.keys_BSND[layer][0, cache.condition]
             theirs = rotate(tensor[None], run.condition_rope.cpu())[0]
             reference = cache.reference_BLND[layer][0]
-            results.append(compare("dit_block", f"{name} reference", reference, tensor[: len(reference)], CACHES))
+            results.append(
+                compare("dit_block", f"{name} reference", reference, tensor[: len(reference)], CACHES)
+            )
         results.append(compare("dit_block", name, ours, theirs, CACHES))
     return results
 
@@ -168,7 +178,13 @@ def _run_checks(name: str, dit: CausalDiT, values: dict[str, Any], recorded: Rec
         finals.append(final)
     clips = torch.stack(finals).unflatten(0, (-1, run.blocks)).transpose(1, 2).flatten(2, 3)
     return [
-        compare("dit_block", f"{prefix}.velocity", torch.stack(velocities), recorded[f"{prefix}.velocity"], VELOCITY),
+        compare(
+            "dit_block",
+            f"{prefix}.velocity",
+            torch.stack(velocities),
+            recorded[f"{prefix}.velocity"],
+            VELOCITY,
+        ),
         compare("dit_block", f"{prefix}.block_final", clips, recorded[f"{prefix}.block_final"], VELOCITY),
         *_ring_checks(prefix, run, recorded),
         *debug,
@@ -187,7 +203,11 @@ def _ring_checks(prefix: str, run: BlockRun, recorded: Recorded) -> Iterator[Che
 
 def _is_debug_call(values: dict[str, Any], name: str, block: int, step: int) -> bool:
     call = values["debug_call"]
-    return (name, block, step) == (call["run"], call["clip"] * values["blocks_per_clip"] + call["block"], call["step"])
+    return (name, block, step) == (
+        call["run"],
+        call["clip"] * values["blocks_per_clip"] + call["block"],
+        call["step"],
+    )
 
 
 def _debug_module(dit: CausalDiT, name: str) -> tuple[nn.Module, bool] | None:
@@ -242,12 +262,20 @@ def _captured(dit: CausalDiT, recorded: Recorded) -> Iterator[dict[str, Tensor]]
 
 
 def _debug_checks(dit: CausalDiT, recorded: Recorded, captured: dict[str, Tensor], step: int) -> list[Check]:
-    results = [compare("dit_block", name, tensor, recorded[name], VELOCITY) for name, tensor in captured.items()]
+    results = [
+        compare("dit_block", name, tensor, recorded[name], VELOCITY) for name, tensor in captured.items()
+    ]
     times = [dit.encode_time(recorded["timesteps"][step].item()), dit.encode_time(0.0)]
     rows = dit.config.num_frames_per_block
+    context = recorded["input.context"]
+    padded = F.pad(context, (0, 0, 0, dit.config.text_len - len(context)))[None].to(dit.device)
+    text = dit.text_embedding(padded)
+    results.append(
+        compare("dit_block", "debug.text_embedding", text, recorded["debug.text_embedding"], VELOCITY)
+    )
     for name, vectors in {
-        "debug.time_embedding": [time.embedded_D for time in times],
-        "debug.time_projection": [time.projected_6D.flatten() for time in times],
+        "debug.time_embedding": [time.embedded for time in times],
+        "debug.time_projection": [time.projected.flatten() for time in times],
     }.items():
         ours = torch.stack(vectors).repeat_interleave(rows, dim=0)
         results.append(compare("dit_block", name, ours, recorded[name], VELOCITY))
@@ -290,7 +318,9 @@ def _loop(
 
     def distance(_: int, block: int, step: int) -> int:
         fixed = run["relative_dist"]
-        return fixed if isinstance(fixed, int) else int(recorded["relative_dist_sequence"][block * steps + step])
+        return (
+            fixed if isinstance(fixed, int) else int(recorded["relative_dist_sequence"][block * steps + step])
+        )
 
     height, width = inputs["input.noise"].shape[-2:]
     denoiser = Denoiser(dit, settings, height, width, "sdpa", distance)
@@ -325,9 +355,10 @@ def _audio_encoder(folder: Path, dit: CausalDiT) -> list[Check]:
     for suffix, features in {"": padded, "_21": recorded["features_21"][0]}.items():
         whole_TD, local_TKD = dit.casual_audio_encoder(features.to(dit.device))
         for name, ours in {"global": whole_TD[None, :, None], "local": local_TKD[None]}.items():
-            name += suffix
-            results.append(compare("audio_encoder", name, ours, recorded[name], AUDIO_ENCODER))
-    heard = dit.encode_speech(block.to(dit.device)).local_TKD
+            results.append(
+                compare("audio_encoder", name + suffix, ours, recorded[name + suffix], AUDIO_ENCODER)
+            )
+    heard = dit.encode_speech(block.to(dit.device)).local
     expected = recorded["local"][0, values["drop_latent_frames"] :]
     return [*results, compare("audio_encoder", "local of the block", heard, expected, AUDIO_ENCODER)]
 
@@ -335,10 +366,13 @@ def _audio_encoder(folder: Path, dit: CausalDiT) -> list[Check]:
 def _framepack(folder: Path, dit: CausalDiT) -> list[Check]:
     values, recorded = read(folder, "framepack")
     motion = load_file(folder / "dit_block.safetensors")["input.motion_latents"][0].to(dit.device)
-    positions = motion_positions(*motion.shape[-2:], tuple(values["zip_frame_buckets"]))
+    height, width = motion.shape[-2:]
+    positions = motion_positions(height, width, tuple(values["zip_frame_buckets"]))
     ours = {"tokens": dit.frame_packer(motion), "tokens_short": dit.frame_packer(motion[:, -5:])}
     return [
         compare("framepack", "positions", positions, recorded["positions"], 0),
-        compare("framepack", "rope", multipliers(positions, dit.config.head_dim), recorded["rope_cos_sin"], ROPE),
+        compare(
+            "framepack", "rope", multipliers(positions, dit.config.head_dim), recorded["rope_cos_sin"], ROPE
+        ),
         *(compare("framepack", name, tokens, recorded[name], TOKENS) for name, tokens in ours.items()),
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoFeatureExtractor
 from model import lora, speech, tensors, text, vae
 from model.checkpoint import fill
 from model.files import read_json
-from model.golden import Check
+from model.golden import Check, compare
 from model.parts import Part
 from model.spec import TextEncoderSpec, VaeSpec
 
@@ -33,20 +34,19 @@ def checks(folder: Path) -> list[Check]:
         "text_encoder": text_encoder,
         "lora_merged": lora_merge,
     }
-    return [
-        check for name, run in sets.items() if (folder / f"{name}.safetensors").is_file() for check in run(folder)
-    ]
+    present = [run for name, run in sets.items() if (folder / f"{name}.safetensors").is_file()]
+    return [check for run in present for check in run(folder)]
 
 
 def audio_features(folder: Path) -> list[Check]:
-    stored, arguments = load_file(folder / "audio_features.safetensors"), read_json(folder / "audio_features.json")
+    stored, arguments = _read(folder, "audio_features")
     encoder = load_speech_encoder(folder / WAV2VEC2)
     waveform = stored["waveform"].numpy()
     states_LTC = encoder.hidden_states(waveform)
     features_LNC = speech.resample(stored["hidden_states"])
 
     def check(quantity: str, ours: Tensor, tolerance: float) -> Check:
-        return Check("audio_features", quantity, difference(ours, stored[quantity]), tolerance)
+        return compare("audio_features", quantity, ours, stored[quantity], tolerance)
 
     found = [
         check("input_values", encoder.normalised(waveform), 5e-5),
@@ -65,8 +65,8 @@ def audio_features(folder: Path) -> list[Check]:
         if f"embed_{name}" in stored:
             bucketed = speech.bucket(stored["features_30fps"], frames, fps)
             found.append(check(f"embed_{name}", bucketed[None], 1e-6))
-            whole = difference(encoder.features(waveform, frames, fps)[None], stored[f"embed_{name}"])
-            found.append(Check("audio_features", f"embed_{name} from the waveform", whole, 5e-5))
+            whole, recorded = encoder.features(waveform, frames, fps)[None], stored[f"embed_{name}"]
+            found.append(compare("audio_features", f"embed_{name} from the waveform", whole, recorded, 5e-5))
     return found
 
 
@@ -79,11 +79,11 @@ def load_speech_encoder(folder: Path) -> speech.SpeechEncoder:
 
 
 def autoencoder(folder: Path) -> list[Check]:
-    stored, arguments = load_file(folder / "vae.safetensors"), read_json(folder / "vae.json")
+    stored, arguments = _read(folder, "vae")
     model = load_vae(folder, arguments)
 
     def check(quantity: str, ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> Check:
-        return Check("vae", quantity, difference(ours, theirs), tolerance)
+        return compare("vae", quantity, ours, theirs, tolerance)
 
     found = [
         check("latents_mean", model.mean_C.flatten(), stored["latents_mean"], 0),
@@ -118,25 +118,25 @@ def load_vae(folder: Path, arguments: dict[str, Any]) -> vae.Vae:
 
 
 def text_encoder(folder: Path) -> list[Check]:
-    stored, arguments = load_file(folder / "text_encoder.safetensors"), read_json(folder / "text_encoder.json")
+    stored, arguments = _read(folder, "text_encoder")
     encoder = load_text_encoder(folder, arguments)
     with torch.inference_mode():
         padded = encoder.model(stored["input_ids"], attention_mask=stored["attention_mask"]).last_hidden_state
-    found = [Check("text_encoder", "output, padded", difference(padded, stored["output"]), 2e-5)]
+    found = [compare("text_encoder", "output, padded", padded, stored["output"], 2e-5)]
     for row, length in enumerate(stored["attention_mask"].sum(dim=1).tolist()):
         ours = encoder.encode_ids(stored["input_ids"][row, :length])
         theirs = stored["output"][row, :length]
-        found.append(Check("text_encoder", f"output of {length} tokens", difference(ours, theirs), 2e-5))
+        found.append(compare("text_encoder", f"output of {length} tokens", ours, theirs, 2e-5))
     return found
 
 
 def load_text_encoder(folder: Path, arguments: dict[str, Any]) -> text.TextEncoder:
     """The set's encoder, which has no tokenizer; `arguments` are those of its `text_encoder.json`."""
     own_names = {"encoder_layers": "num_layers"}
-    known = TextEncoderSpec.__dataclass_fields__
     values = {own_names.get(name, name): value for name, value in arguments.items()}
+    known = {field.name: values[field.name] for field in fields(TextEncoderSpec) if field.name in values}
     with torch.device("meta"):
-        module = text.build(TextEncoderSpec(**{name: value for name, value in values.items() if name in known}))
+        module = text.build(TextEncoderSpec(**known))
     part = Part(module, (folder / "text_encoder_weights.safetensors",), text.upstream_names(module))
     return text.TextEncoder(fill(part, "cpu", "float32"), tokenizer=None, text_len=arguments["text_len"])
 
@@ -149,18 +149,12 @@ def lora_merge(folder: Path) -> list[Check]:
     )
     expected = {f"{module}.weight" for module in arguments["modules"]}
     unmatched = len(problems) + len(expected ^ found.pairs.keys())
-    weights, pairs = dict(tensors.read(base, stored)), found.tensors()
-    return [
-        Check("lora", f"{len(expected)} modules matched", unmatched, 0),
-        *(
-            Check("lora", name, difference(lora.merged(weights[name], pairs[name], found.scale), merged), 1e-6)
-            for name, merged in stored.items()
-        ),
-    ]
+    checks, pairs = [Check("lora", f"{len(expected)} modules matched", unmatched, 0)], found.tensors()
+    for name, weight in tensors.read(base, stored):
+        ours = lora.merged(weight, pairs[name], found.scale)
+        checks.append(compare("lora", name, ours, stored[name], 1e-6))
+    return checks
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; infinite where shapes differ."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return (ours - theirs).abs().max().item()
+def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return load_file(folder / f"{name}.safetensors"), read_json(folder / f"{name}.json")

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -46,7 +46,7 @@ def encoded(samples: np.ndarray, rate: int, codec: str, container: str) -> bytes
     """A mono recording as FFmpeg writes it."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout="mono")
+        stream = cast(av.AudioStream, output.add_stream(codec, rate=rate, layout="mono"))
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate = rate
         resampler = av.AudioResampler(

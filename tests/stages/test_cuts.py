@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,8 +40,8 @@ def test_zero_never_cuts():
 def test_defaults_cut_about_every_minute_at_clip_boundaries():
     speech = noise(250)
     bounds = cut(speech, settings())
-    assert len(bounds) == 5
-    for before, after in zip(bounds[:-2], bounds[1:-1], strict=True):
+    assert 4 <= len(bounds) <= 6
+    for before, after in pairwise(bounds[:-1]):
         assert after % 4 == 0
         assert abs(sample_of(after) - sample_of(before) - 60 * RATE) <= 5 * RATE
 

@@ -31,13 +31,13 @@ def encoded(frames_THWC, crf=18, preset="veryfast", threads=1):
 
 def decoded(data):
     """All pictures of a file, as planes yuv420p."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [frame.to_ndarray() for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 50])
 def test_every_frame_is_in_the_file_at_25_frames_per_second(frames):
-    with av.open(io.BytesIO(encoded(moving_picture(frames)))) as container:
+    with av.open(io.BytesIO(encoded(moving_picture(frames))), "r") as container:
         times = [frame.time for frame in container.decode(video=0)]
         assert [stream.type for stream in container.streams] == ["video"]
     assert times == pytest.approx([k / 25 for k in range(frames)])
@@ -45,7 +45,7 @@ def test_every_frame_is_in_the_file_at_25_frames_per_second(frames):
 
 def test_pictures_look_like_the_frames():
     frames = moving_picture(12)
-    with av.open(io.BytesIO(encoded(frames, crf=10))) as container:
+    with av.open(io.BytesIO(encoded(frames, crf=10)), "r") as container:
         for frame, expected in zip(container.decode(video=0), frames, strict=True):
             seen = frame.to_ndarray(format="rgb24", src_colorspace="itu709")
             assert np.abs(seen.astype(int) - expected).mean() < 6
@@ -65,7 +65,7 @@ def test_colours_are_bt709_in_limited_range(rgb, yuv):
 
 
 def test_colours_are_tagged_so_that_players_need_not_guess():
-    with av.open(io.BytesIO(encoded(moving_picture(2)))) as container:
+    with av.open(io.BytesIO(encoded(moving_picture(2))), "r") as container:
         context = container.streams.video[0].codec_context
         tags = context.colorspace, context.color_range, context.color_primaries, context.color_trc
         assert (context.name, context.pix_fmt, tags) == ("h264", "yuv420p", (1, 1, 1, 1))

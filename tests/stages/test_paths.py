@@ -20,9 +20,12 @@ def test_an_absolute_path_is_not_glued_to_any_folder(tmp_path):
 
 def test_uris_stay_and_a_manifest_in_a_bucket_has_its_files_there():
     assert paths.resolve("s3://other/a.wav", "/data/lessons.csv") == "s3://other/a.wav"
-    assert (
-        paths.resolve("media/a b.wav", "s3://bucket/course/lessons.csv") == "s3://bucket/course/media/a b.wav"
-    )
+    assert paths.resolve("media/a b.wav", "s3://bucket/c/lessons.csv") == "s3://bucket/c/media/a b.wav"
+
+
+def test_options_of_the_manifests_uri_hold_for_its_files():
+    manifest = "s3://bucket/c/lessons.csv?endpoint_override=http://host/"
+    assert paths.resolve("a.wav", manifest) == "s3://bucket/c/a.wav?endpoint_override=http://host/"
 
 
 def test_uri_with_spaces_chinese_and_signs_is_opened_literally(tmp_path):
@@ -48,7 +51,14 @@ def test_empty_file_is_a_row_error(tmp_path):
 
 def test_folder_instead_of_a_file_is_a_row_error(tmp_path):
     for path in (str(tmp_path), f"file://{tmp_path}"):
-        with pytest.raises(RowError):
+        with pytest.raises(RowError, match="is a folder"):
+            paths.open_input("audio", path)
+
+
+def test_name_that_no_file_can_have_is_a_row_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for path in ("A teacher speaks. " * 50, "a\0b", f"{tmp_path}/file/a.wav"):
+        with pytest.raises(RowError, match="cannot be opened"):
             paths.open_input("audio", path)
 
 

@@ -43,7 +43,7 @@ def test_size_out_of_range_is_a_row_error(text, rule):
     ],
 )
 def test_true_size_is_upstreams(picture, area, expected):
-    assert true_size(*picture, math.prod(area)) == expected
+    assert true_size(picture[0], picture[1], math.prod(area)) == expected
 
 
 @given(st.integers(1, 6000), st.integers(1, 6000), st.integers(64 * 64, 1280 * 720))

@@ -1,9 +1,12 @@
 import math
+from dataclasses import fields
 
 import pytest
 from omegaconf import MISSING
 
+from conf.schema import Settings
 from model.spec import TextEncoderSpec
+from stages import validate as rules
 from stages.validate import validate
 from tests.stages.media import settings
 
@@ -110,3 +113,10 @@ def test_negative_prompt_is_fine_with_guidance():
 
 def test_nested_fields_are_checked():
     assert validate(settings(text_encoder=TextEncoderSpec(dtype="int8")))[0][0] == "text_encoder.dtype"
+
+
+def test_every_number_has_a_rule():
+    numbers = {
+        field.name for field in fields(Settings) if field.type in (int, float, int | None, float | None)
+    }
+    assert numbers - set(rules._RANGES) - set(rules._ABOVE_ZERO) == set()

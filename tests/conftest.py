@@ -1,0 +1,120 @@
+"""Fixtures that several rings of tests share: weights, a course, and one Ray cluster for the session."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from ray_jobs.plan import Request
+from ray_jobs.settings import Layer
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RATE = 16_000
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights in the published layout."""
+    from model.tiny import write
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Course:
+    return Course(tmp_path / "course")
+
+
+class Course:
+    """A manifest under construction, with recordings made to measure."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.rows: list[dict[str, str]] = []
+
+    def add(self, lesson_id: str, seconds: float = 1.0, seed: int | None = None, **columns: str) -> None:
+        """A row with a recording of its own: noise with pauses, another one for every seed."""
+        audio = self.folder / f"{len(self.rows)}.wav"
+        self.record(audio, seconds, len(self.rows) if seed is None else seed)
+        row = {
+            "lesson_id": lesson_id,
+            "image": str(EXAMPLES / "astronaut.jpg"),
+            "audio": audio.name,
+            "prompt": "a calm teacher",
+        }
+        self.rows.append({**row, **columns})
+
+    def record(self, path: Path, seconds: float, seed: int) -> None:
+        """Noise that is loud for 0.6 s of every second; a longer one begins with the shorter one's samples."""
+        noise = np.random.default_rng(seed).standard_normal(round(600 * RATE)).astype(np.float32)[: round(seconds * RATE)]
+        loud = (np.arange(len(noise)) % RATE) < 0.6 * RATE
+        soundfile.write(path, 0.2 * noise * np.where(loud, 1, 0.01), RATE, subtype="PCM_16")
+
+    @property
+    def manifest(self) -> Path:
+        path = self.folder / "lessons.csv"
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return path
+
+    def request(self, weights: Path, out: Path, address: str | None = None, **options: object) -> Request:
+        """A request for the whole course at the smallest size, in this process unless an address is given."""
+        settings = {"ckpt_dir": str(weights), "size": "64*64", **options.pop("settings", {})}  # type: ignore[dict-item]
+        return Request(
+            str(self.manifest),
+            [Layer("command line", settings)],
+            out=str(out),
+            local=address is None,
+            address=address,
+            **options,  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a cluster on this machine, with a job server; both listen on loopback only."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }
+    os.environ.update({key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")})
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=6399"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--dashboard-port=8299"]
+    command += ["--object-store-memory=500000000", "--disable-usage-stats"]
+    with log.open("wb") as file:
+        head = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    try:
+        _wait_for_head(log, head)
+        yield "127.0.0.1:6399"
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def _wait_for_head(log: Path, head: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while "Ray runtime started" not in log.read_text():
+        if head.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"the Ray head did not start:\n{log.read_text()}")
+        time.sleep(0.2)

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from model import text, tiny
+from model.checkpoint import load_text_encoder
+from model.golden import encoders
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny.write(folder)
+    return load_text_encoder(tiny.settings(folder))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("  a \n teacher\t speaks ", "a teacher speaks"),
+        ("one &amp;amp; two", "one & two"),
+        ("&lt;b&gt;", "<b>"),
+        ("schÃ¶n", "schön"),
+        ("一位　老师", "一位 老师"),
+    ],
+)
+def test_prompts_are_cleaned(prompt, cleaned):
+    assert text.clean(prompt) == cleaned
+
+
+def test_equal_cleaned_prompts_give_equal_embeddings(encoder):
+    assert torch.equal(encoder.encode("a man  &amp;amp; a desk"), encoder.encode("a man & a desk"))
+
+
+def test_embedding_is_unpadded_and_ends_with_the_end_token(encoder):
+    embedding = encoder.encode("a teacher speaks")
+    assert embedding.shape == (encoder.token_count("a teacher speaks"), 32)
+    assert encoder.tokenizer("a").input_ids[-1] == encoder.tokenizer.eos_token_id
+    assert embedding.dtype == torch.float32
+
+
+def test_long_prompt_is_cut_with_its_end_token_kept(encoder):
+    long = "studio " * 300
+    assert encoder.token_count(long) == 301
+    assert encoder.encode(long).shape[0] == encoder.text_len
+    cut = encoder.tokenizer(long, truncation=True, max_length=encoder.text_len).input_ids
+    assert cut[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_prompts_in_any_language_are_told_apart(encoder):
+    assert encoder.tokenizer.unk_token_id not in encoder.tokenizer("一位老师 🎓 Straße").input_ids
+    assert not torch.equal(encoder.encode("一位老师"), encoder.encode("一位学生"))
+
+
+def test_empty_prompt_is_the_end_token_alone(encoder):
+    assert encoder.encode("").shape == (1, 32)
+
+
+def test_unmasked_padding_changes_the_embedding():
+    arguments = json.loads((GOLDEN / "text_encoder.json").read_text())
+    stored = load_file(GOLDEN / "text_encoder.safetensors")
+    encoder = encoders.load_text_encoder(GOLDEN, arguments)
+    length = arguments["valid_lengths"][0]
+    padded = encoder.encode_ids(stored["input_ids"][0])[:length]
+    assert (padded - stored["output"][0, :length]).abs().max() > 1e-3
+
+
+def test_embedding_table_is_held_once(encoder):
+    assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
