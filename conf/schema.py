@@ -31,7 +31,8 @@ class PortraitSettings:
     crop: str = "face"
     """What survives where `aspect` or the rounding of sides cuts: `face` keeps the detected face well placed
     and refuses portraits without one, `none` cuts around the middle, `x,y,w,h` (pixels of the upright
-    picture) takes exactly that rectangle. Use `none` for drawn characters in which no face is found."""
+    picture) shows nothing outside that rectangle. Use `none` for drawn characters in which no face is
+    found."""
 
     max_image_pixels: int = 100_000_000
     """Portraits with more pixels are refused from their header, before they are unpacked. Raise it only for
@@ -126,7 +127,7 @@ class DeliverySettings:
     lessons with the same name are refused."""
 
     audio_bitrate: int = 192_000
-    """Bits per second of the AAC narration."""
+    """Bits per second of the AAC narration. Low rates and mono recordings get less, as far as AAC allows."""
 
     loudness: str = "keep"
     """`keep` leaves the recording as loud as it is; a number such as `-16` applies one static gain to reach

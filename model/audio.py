@@ -37,11 +37,11 @@ class CausalConv1d(nn.Module):
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        conv = self.conv
-        assert conv.bias is not None
-        padded_BCT = F.pad(x_BTC.transpose(1, 2), (2, 0), mode="replicate")
-        out_BCT = F.conv1d(padded_BCT, conv.weight.float(), conv.bias.float(), stride=conv.stride)
-        return out_BCT.transpose(1, 2)
+        weight, bias = self.conv.weight.float(), self.conv.bias
+        assert bias is not None
+        padded_BTC = torch.cat((x_BTC[:, :1].expand(-1, 2, -1), x_BTC), dim=1)
+        windows_BTK = padded_BTC.unfold(1, 3, self.conv.stride[0]).flatten(2)
+        return F.linear(windows_BTK, weight.flatten(1), bias.float())
 
 
 class MotionEncoder(nn.Module):

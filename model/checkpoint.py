@@ -114,8 +114,7 @@ def load_speech_encoder(m: ModelSettings, progress: Progress | None = None) -> S
 def find_lora(files: Files, m: ModelSettings, part: Part[CausalDiT]) -> tuple[lora.Lora, list[str]]:
     """The LoRA, and all that keeps it from being merged into these files."""
     assert files.lora is not None
-    found, misfits = lora.find(files.lora, m.lora_alpha, m.lora_rank, part.shapes())
-    problems = [f"{files.lora}: {misfit}" for misfit in misfits]
+    found, problems = lora.find(files.lora, m.lora_alpha, m.lora_rank, part.shapes())
     for path in files.transformer:
         if merged_from := tensors.metadata(path).get(MERGED_FROM):
             problems.append(f"{path}: merged already, from {merged_from}; leave lora_path_dmd empty")

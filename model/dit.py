@@ -20,7 +20,7 @@ from model.attention import AttentionBackend
 from model.audio import AudioInjector, CausalAudioEncoder, SpeechTokens
 from model.config import DiTConfig
 from model.framepack import FramePacker
-from model.layers import Attention, linear_float32, modulated_norm
+from model.layers import Attention, linear_float32, modulated_norm, project_patches
 
 VIDEO, REFERENCE, MOTION = 0, 1, 2
 """Rows of `trainable_cond_mask`: what kind of token it is."""
@@ -198,18 +198,18 @@ class CausalDiT(nn.Module):
 
         Without pose the pose encoder still adds its bias, as upstream feeds it zeros.
         """
-        x_BLD = _patches(self.patch_embedding, x_CFHW.to(self.dtype))
+        x_BLD = project_patches(self.patch_embedding, x_CFHW.to(self.dtype))
         if pose_CFHW is None:
             assert self.cond_encoder.bias is not None
             pose_BLD = self.cond_encoder.bias
         else:
-            pose_BLD = _patches(self.cond_encoder, pose_CFHW.to(self.dtype))
+            pose_BLD = project_patches(self.cond_encoder, pose_CFHW.to(self.dtype))
         return x_BLD + pose_BLD + self.trainable_cond_mask.weight[VIDEO]
 
     def embed_condition(self, reference_CFHW: Tensor, motion_CFHW: Tensor) -> Tensor:
         """Reference latent and motion history -> hidden states [1, L, D], reference first."""
         kind = self.trainable_cond_mask.weight
-        reference_BLD = _patches(self.patch_embedding, reference_CFHW.to(self.dtype)) + kind[REFERENCE]
+        reference_BLD = project_patches(self.patch_embedding, reference_CFHW.to(self.dtype)) + kind[REFERENCE]
         motion_BLD = self.frame_packer(motion_CFHW.to(self.dtype)) + kind[MOTION]
         return torch.cat((reference_BLD, motion_BLD), dim=1)
 
@@ -228,10 +228,6 @@ class CausalDiT(nn.Module):
         (rows, columns), (patch_rows, patch_columns) = grid, self.config.patch_size[1:]
         patches = patches.view(-1, rows, columns, patch_rows, patch_columns, self.config.out_dim)
         return patches.permute(5, 0, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-def _patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
-    return conv(x_CFHW[None]).flatten(2).transpose(1, 2)
 
 
 def _sequential_float32(network: nn.Sequential, x: Tensor) -> Tensor:

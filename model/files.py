@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,14 @@ class CheckpointError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def listed(where: Path | str, what: str, names: Sequence[str], shown: int = 8) -> list[str]:
+    """One line for all tensors that have one thing wrong with them; none if there are none."""
+    if not names:
+        return []
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return [f"{where}: {len(names)} {what}: {', '.join(names[:shown])}{more}"]
 
 
 @dataclass(frozen=True)

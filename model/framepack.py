@@ -3,11 +3,14 @@
 Shape suffixes: C channels, F latent frames, L tokens, D model width.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers import project_patches
 from model.rope import grid_positions
 
 KERNELS = {"proj": (1, 2, 2), "proj_2x": (2, 4, 4), "proj_4x": (4, 8, 8)}
@@ -33,7 +36,7 @@ class FramePacker(nn.Module):
         motion_CFHW = F.pad(motion_CFHW[:, -frames:], (0, 0, 0, 0, missing, 0))
         oldest_first = motion_CFHW.split(self.buckets[::-1], dim=1)
         tokens = [
-            self.get_submodule(name)(part[None]).flatten(2).transpose(1, 2)
+            project_patches(cast(nn.Conv3d, self.get_submodule(name)), part)
             for name, part in zip(KERNELS, reversed(oldest_first), strict=True)
         ]
         return torch.cat(tokens, dim=1)

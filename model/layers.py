@@ -37,6 +37,21 @@ class Attention(nn.Module):
         return x_BLD.unflatten(-1, (self.num_heads, -1))
 
 
+def project_patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
+    """A convolution whose stride is its kernel, as tokens [1, L, D] (frame slowest, column fastest).
+
+    What does not fill a patch is left out. A matrix product of the patches, since the bits of a convolution depend on
+    the number of threads.
+    """
+    for axis, size in enumerate(conv.kernel_size, start=1):
+        patches = x_CFHW.shape[axis] // size
+        x_CFHW = x_CFHW.narrow(axis, 0, patches * size)
+    kernel_frames, kernel_rows, kernel_columns = conv.kernel_size
+    patches = x_CFHW.unflatten(3, (-1, kernel_columns)).unflatten(2, (-1, kernel_rows)).unflatten(1, (-1, kernel_frames))
+    patches_LK = patches.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
+    return F.linear(patches_LK, conv.weight.flatten(1), conv.bias)[None]
+
+
 def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32, whatever the dtype of its weights."""
     return F.linear(x.float(), linear.weight.float(), linear.bias.float())

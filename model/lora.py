@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model import tensors
+from model.files import listed
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
@@ -49,42 +50,47 @@ def find(path: Path, alpha: float, rank: int, weights: Shapes) -> tuple[Lora, li
     """
     shapes = tensors.shapes(path)
     sides, strangers = _sides(shapes)
-    problems = [f"unknown tensor {name}" for name in strangers]
-    problems += [f"no weight {name} in the model" for name in sides if name not in weights]
     known = {name: pair for name, pair in sides.items() if name in weights}
-    for name, pair in known.items():
-        if pair.keys() != {"A", "B"}:
-            problems.append(f"only lora_{next(iter(pair))} of {name}")
-        else:
-            problems += _misfits(shapes, pair, weights[name], rank)
-    kinds = {_kind(name) for name in known}
-    problems += [f"no pair for {name}" for name in weights if _kind(name) in kinds and name not in known]
-    if not known:
-        problems.append("none of its tensors belongs to the model")
     pairs = {name: (pair["A"], pair["B"]) for name, pair in known.items() if len(pair) == 2}
+    halves = [name for pair in known.values() if len(pair) == 1 for name in pair.values()]
+    misfits = [
+        misfit for name, pair in pairs.items() for misfit in _misfits(shapes, pair, weights[name], rank)
+    ]
+    kinds = {_kind(name) for name in known}
+    problems = [
+        *listed(path, "not of a LoRA", strangers),
+        *listed(path, "for a weight that the model lacks", [name for name in sides if name not in weights]),
+        *listed(path, "without its other half", halves),
+        *listed(path, "misshapen", misfits),
+        *listed(path, "without a pair", [n for n in weights if _kind(n) in kinds and n not in known]),
+    ]
+    if not known:
+        problems.append(f"{path}: none of its {len(shapes)} tensors belongs to the model")
     return Lora(path, alpha / rank, pairs), problems
 
 
 def _sides(shapes: Shapes) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Weight -> side -> tensor name, and the tensors that are no part of a LoRA."""
+    """Weight -> side -> tensor name, and the tensors that are no part of a LoRA or there under two names."""
     sides: dict[str, dict[str, str]] = {}
     strangers = []
     for name in shapes:
-        if match := _NAME.fullmatch(name):
-            sides.setdefault(f"{match['module']}.weight", {})[match["side"]] = name
+        match = _NAME.fullmatch(name)
+        pair = sides.setdefault(f"{match['module']}.weight", {}) if match else {}
+        if match and match["side"] not in pair:
+            pair[match["side"]] = name
         else:
             strangers.append(name)
     return sides, strangers
 
 
-def _misfits(shapes: Shapes, pair: dict[str, str], weight: tuple[int, ...], rank: int) -> list[str]:
+def _misfits(shapes: Shapes, pair: tuple[str, str], weight: tuple[int, ...], rank: int) -> list[str]:
     if len(weight) != 2:
-        return [f"{pair['A']}: the model's weight is no matrix but {list(weight)}"]
-    wanted = {"A": (rank, weight[1]), "B": (weight[0], rank)}
+        return [f"{pair[0]} for a weight of {list(weight)}"]
+    wanted = ((rank, weight[1]), (weight[0], rank))
     return [
-        f"{pair[side]} is {list(shapes[pair[side]])}; lora_rank={rank} and the model ask for {list(shape)}"
-        for side, shape in wanted.items()
-        if shapes[pair[side]] != shape
+        f"{name} {list(shapes[name])} instead of {list(shape)}"
+        for name, shape in zip(pair, wanted, strict=True)
+        if shapes[name] != shape
     ]
 
 

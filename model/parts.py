@@ -15,11 +15,9 @@ from conf.schema import ModelSettings
 from model import speech, tensors, text, vae
 from model.config import ConfigError, DiTConfig
 from model.dit import CausalDiT
-from model.files import CheckpointError, Files, read_json
+from model.files import CheckpointError, Files, listed, read_json
 
 M = TypeVar("M", bound=nn.Module)
-
-_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,13 @@ def mismatches(part: Part) -> list[str]:
             unreadable += error.problems
             continue
         unexpected = [name for name in shapes if name not in wanted and not name.startswith(part.unused)]
-        problems += _listed(path, "unexpected", unexpected)
-        problems += _listed(path, "in an earlier file too", [name for name in shapes if name in present])
-        problems += _listed(path, "misshapen", _misshapen(shapes, wanted))
+        problems += listed(path, "unexpected", unexpected)
+        problems += listed(path, "in an earlier file too", [name for name in shapes if name in present])
+        problems += listed(path, "misshapen", _misshapen(shapes, wanted))
         present |= shapes
     if not unreadable:
         where = part.files[0] if len(part.files) == 1 else f"{part.files[0].parent} ({len(part.files)} files)"
-        problems += _listed(where, "missing", [name for name in wanted if name not in present])
+        problems += listed(where, "missing", [name for name in wanted if name not in present])
     return unreadable + problems
 
 
@@ -101,14 +99,6 @@ def _misshapen(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
         for name, shape in shapes.items()
         if name in wanted and shape != wanted[name]
     ]
-
-
-def _listed(where: Path | str, what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return [f"{where}: {len(names)} {what}: {shown}{more}"]
 
 
 def disagreements(files: Files, m: ModelSettings) -> list[str]:

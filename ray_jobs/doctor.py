@@ -222,11 +222,15 @@ def golden_sets(folder: Path) -> list[Finding]:
     from model import golden
 
     sets: dict[str, list[Check]] = {}
-    for check in golden.run(folder):
-        sets.setdefault(check.set, []).append(check)
+    try:
+        for check in golden.run(folder):
+            sets.setdefault(check.set, []).append(check)
+    except Exception as error:  # A reader's own error for a file that is broken, missing or of another shape.
+        return [Finding("golden", f"{type(error).__name__}: {error}", FAIL, "Copy the folder again.")]
     if not sets:
         return [Finding("golden", "no sets", FAIL, f"{folder} holds no set that is known.")]
-    return [_worst(name, checks) for name, checks in sets.items()]
+    absent = [Finding(name, "not in the folder", NONE) for name in golden.absent(folder)]
+    return [*(_worst(name, checks) for name, checks in sets.items()), *absent]
 
 
 def _worst(name: str, checks: list[Check]) -> Finding:

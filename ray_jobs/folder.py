@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+import re
 from pathlib import Path
 
 from pyarrow import fs
+
+from stages.publish import publish, published
+
+_OBJECT_STORES = ("abfs", "gcs", "s3")
+"""Filesystems without folders of their own."""
 
 
 class FolderError(Exception):
@@ -22,6 +26,8 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.name = re.sub(r"//[^/]*@|[?].*", lambda secret: "//" if secret.group()[0] == "/" else "", uri)
+        """The URI without the keys that it may carry, for messages."""
         if "://" in uri:
             self._fs, self._root = fs.FileSystem.from_uri(uri)
         else:
@@ -67,24 +73,23 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         local = self.local_path(name)
         if local is None:
+            self._make_parent(name)
             self._wrap("write", name, lambda: self._write_object(name, data))
         else:
-            self._wrap("write", name, lambda: _replace(local, data))
+            self._wrap("write", name, lambda: _write_local(local, data))
 
     def upload(self, local: Path, name: str) -> None:
         """Publish a finished local file under `name`."""
-        target = self.local_path(name)
-        if target is None:
-            self._wrap(
-                "upload",
-                name,
-                lambda: fs.copy_files(str(local), self._path(name), destination_filesystem=self._fs),
-            )
-        else:
-            self._wrap("publish", name, lambda: os.replace(local, target))
+        self._make_parent(name)
+        self._wrap("upload", name, lambda: publish(local, self._fs, self._path(name)))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _make_parent(self, name: str) -> None:
+        if self._fs.type_name not in _OBJECT_STORES:
+            parent = self._path(name).rpartition("/")[0]
+            self._wrap("make the folder of", name, lambda: self._fs.create_dir(parent, recursive=True))
 
     def _write_object(self, name: str, data: bytes) -> None:
         with self._fs.open_output_stream(self._path(name)) as stream:
@@ -94,18 +99,9 @@ class Folder:
         try:
             return action()
         except OSError as error:
-            raise FolderError(f"cannot {what} {self.uri}/{name}: {error}") from error
+            raise FolderError(f"cannot {what} {self.name}/{name}: {error}") from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    # Not `tempfile`, whose files nobody else may read.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _write_local(path: Path, data: bytes) -> None:
+    with published(path) as part:
+        part.write_bytes(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,12 +45,9 @@ def read_rows(
         found += own
         if lesson is not None and not own:
             lessons.append(lesson)
-    found += _shared(rows, {**fill}, "lesson_id")
-    clashes = Counter(output_name(lesson) for lesson in lessons)
-    for lesson in lessons:
-        if clashes[name := output_name(lesson)] > 1:
-            rule = "two lessons would be written to the same file"
-            found.append(Problem(lesson.number, lesson.lesson_id, "output_name", name, rule))
+    found += _shared_ids(rows, fill)
+    bad = {problem.row for problem in found}
+    found += _shared_outputs([lesson for lesson in lessons if lesson.number not in bad])
     bad = {problem.row for problem in found}
     found.sort(key=lambda problem: problem.row)
     return Course([lesson for lesson in lessons if lesson.number not in bad], found)
@@ -116,14 +113,25 @@ def _name_rule(name: str) -> str | None:
     return None
 
 
-def _shared(rows: Sequence[Row], fill: Mapping[str, str], column: str) -> list[Problem]:
-    """A problem for each row whose value in `column` another row has too."""
-    ids = [(row.number, {**fill, **row.values}.get(column, "")) for row in rows]
-    folded = Counter(value.casefold() for _, value in ids if value)
+def _shared_ids(rows: Sequence[Row], fill: Mapping[str, str]) -> list[Problem]:
+    """A problem for each row whose id another row has too; some disks take upper and lower case for one."""
+    ids = [(row.number, {**fill, **row.values}.get("lesson_id", "")) for row in rows]
+    rows_of = defaultdict(list)
+    for number, lesson_id in ids:
+        rows_of[lesson_id.casefold()].append(number)
     problems = []
-    for number, value in ids:
-        if value and folded[value.casefold()] > 1:
-            others = [str(n) for n, v in ids if v.casefold() == value.casefold() and n != number]
-            rule = f"is also the id of row {', '.join(others)}; ids must differ (also by more than case)"
-            problems.append(Problem(number, value, column, value, rule))
+    for number, lesson_id in ids:
+        others = [str(other) for other in rows_of[lesson_id.casefold()] if other != number]
+        if lesson_id and others:
+            rule = f"is also the id of row {', '.join(others)}; ids must differ by more than case"
+            problems.append(Problem(number, lesson_id, "lesson_id", lesson_id, rule))
     return problems
+
+
+def _shared_outputs(lessons: Sequence[Lesson]) -> list[Problem]:
+    names = Counter(output_name(lesson).casefold() for lesson in lessons)
+    return [
+        Problem(lesson.number, lesson.lesson_id, "output_name", name, "another lesson has the same file")
+        for lesson in lessons
+        if names[(name := output_name(lesson)).casefold()] > 1
+    ]

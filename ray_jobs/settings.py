@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from stages.validate import validate
+from yaml import YAMLError
 
 import conf
 from conf.schema import (
@@ -28,6 +28,7 @@ from conf.schema import (
     VideoSettings,
 )
 from ray_jobs.upstream_flags import line_for
+from stages.validate import validate
 
 CONF = Path(conf.__file__).parent
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
@@ -82,7 +83,7 @@ def from_file(path: Path) -> Layer:
 def _load(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold `key: value` lines")

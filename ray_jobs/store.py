@@ -95,9 +95,9 @@ class Store:
         path, stamp = committed.path(name), committed.files[name]
         data = self._folder.read(path)
         if len(data) != stamp.bytes:
-            raise StoreError(f"{self._folder.uri}/{path}: has {len(data)} of {stamp.bytes} bytes")
+            raise StoreError(f"{self._folder.name}/{path}: has {len(data)} of {stamp.bytes} bytes")
         if verify and hashlib.sha256(data).hexdigest() != stamp.sha256:
-            raise StoreError(f"{self._folder.uri}/{path}: its sha256 is not the one that was committed")
+            raise StoreError(f"{self._folder.name}/{path}: its sha256 is not the one that was committed")
         return data
 
     def withdraw(self, committed: Committed) -> None:
@@ -170,7 +170,7 @@ class Store:
         return value
 
     def _warn(self, name: str, what: str) -> None:
-        _log.warning("store: %s/%s is damaged and counts as missing: %s", self._folder.uri, name, what)
+        _log.warning("store: %s/%s is damaged and counts as missing: %s", self._folder.name, name, what)
 
 
 def _plain(name: str) -> str:

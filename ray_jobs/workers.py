@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stages.decode import SegmentDecoder
     from stages.denoise import Denoise
 
-VIDEO, CARRY = "video.h264", "carry.safetensors"
+VIDEO, CARRY = "video.mov", "carry.safetensors"
 """Files of a committed segment."""
 
 
@@ -57,6 +57,7 @@ def finish_lesson(
     lesson: Lesson, prepared: Prepared, name: str, segments: list[Committed], store_uri: str, out_uri: str
 ) -> Measured:
     """Join a lesson's segments with its narration and publish the file as `name`. See `stages.mux.mux`."""
+    prepare.require_unchanged(lesson, prepared)
     store, out = Store(store_uri), Folder(out_uri)
     with ExitStack() as stack:
         target = out.local_path(name)

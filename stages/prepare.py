@@ -1,6 +1,7 @@
 """The first step of a lesson: check its inputs, decide size and cuts, and name its segments. No model is
 needed."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ from conf.schema import Settings
 from stages import portrait, sound
 from stages.cuts import cut, frames_of, kept_frames, samples_of_clips, sound_window
 from stages.identity import segment_id
+from stages.paths import open_input
 from stages.types import SAMPLE_RATE, Lesson, Picture, Prepared, RowError, Segment
 from stages.validate import validate
 
@@ -56,10 +58,15 @@ def load_portrait(lesson: Lesson, prepared: Prepared) -> np.ndarray:
 def load_speech(lesson: Lesson, prepared: Prepared) -> np.ndarray:
     """The sound that `check` has hashed, float32 [prepared.samples], 16 kHz mono. Raises RowError if the file
     has changed since."""
-    recording = sound.read(lesson.audio)
-    if recording.sha256 != prepared.sound_sha256:
-        raise RowError("audio", lesson.audio, "has changed since it was checked; run again")
-    return recording.speech[: prepared.samples]
+    require_unchanged(lesson, prepared)
+    return sound.read(lesson.audio).speech[: prepared.samples]
+
+
+def require_unchanged(lesson: Lesson, prepared: Prepared) -> None:
+    """Raises RowError if the recording is not, or no longer, the one that `check` has seen."""
+    with open_input("audio", lesson.audio) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != prepared.sound_sha256:  # type: ignore[arg-type]
+            raise RowError("audio", lesson.audio, "has changed since it was checked; run again")
 
 
 def _limit(settings: Settings) -> int | None:

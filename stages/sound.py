@@ -141,15 +141,16 @@ def _ffmpeg_source(container: InputContainer, file: BinaryIO, path: str) -> Sour
 def _ffmpeg_chunks(container: InputContainer, stream: av.AudioStream, path: str) -> Iterator[np.ndarray]:
     context = stream.codec_context
     shape = context.sample_rate, context.layout.nb_channels
-    to_float = av.AudioResampler(format="fltp")
+    # Packed and not planar: PyAV miscounts the planes of eight channels and crashes.
+    to_float = av.AudioResampler(format="flt")
     samples = 0
     try:
         for frame in container.decode(stream):
             if (frame.sample_rate, frame.layout.nb_channels) != shape:
                 raise RowError("audio", path, "changes its rate or number of channels on the way")
-            for planar in to_float.resample(frame):
-                samples += planar.samples
-                yield planar.to_ndarray().T
+            for packed in to_float.resample(frame):
+                samples += packed.samples
+                yield packed.to_ndarray().reshape(-1, shape[1])
     except FFmpegError as error:
         seconds = samples / context.sample_rate
         raise RowError(

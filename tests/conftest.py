@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from ray_jobs.plan import Request
 from ray_jobs.settings import Layer
 
@@ -57,8 +58,13 @@ class Course:
         self.rows.append({**row, **columns})
 
     def record(self, path: Path, seconds: float, seed: int) -> None:
-        """Noise that is loud for 0.6 s of every second; a longer one begins with the shorter one's samples."""
-        noise = np.random.default_rng(seed).standard_normal(round(600 * RATE)).astype(np.float32)[: round(seconds * RATE)]
+        """Noise that is loud for 0.6 s of every second; a longer one begins with the shorter one's
+        samples."""
+        noise = (
+            np.random.default_rng(seed)
+            .standard_normal(round(600 * RATE))
+            .astype(np.float32)[: round(seconds * RATE)]
+        )
         loud = (np.arange(len(noise)) % RATE) < 0.6 * RATE
         soundfile.write(path, 0.2 * noise * np.where(loud, 1, 0.01), RATE, subtype="PCM_16")
 
@@ -94,9 +100,18 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
     }
-    os.environ.update({key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")})
+    os.environ.update(
+        {key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
+    )
     log = tmp_path_factory.mktemp("ray") / "head.log"
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=6399"]
+    command = [
+        Path(sys.executable).parent / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+        "--port=6399",
+    ]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--dashboard-port=8299"]
     command += ["--object-store-memory=500000000", "--disable-usage-stats"]
     with log.open("wb") as file:

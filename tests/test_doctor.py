@@ -32,6 +32,7 @@ def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         module = ModuleType("model.golden")
         module.run = lambda folder: list(checks)  # type: ignore[attr-defined]
+        module.absent = lambda folder: ["lora"]  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "model.golden", module)
         monkeypatch.setattr(model, "golden", module, raising=False)
         return tmp_path
@@ -181,16 +182,28 @@ def test_golden_set_out_of_tolerance_fails(capsys, golden, tmp_path):
 
 def test_golden_row_shows_what_uses_most_of_its_tolerance(golden):
     folder = golden(Check("vae", "latents", 1e-4, 1e-2, True), Check("vae", "pixels", 1e-5, 2e-5, True))
-    (found,) = doctor.golden_sets(folder)
-    assert found.verdict == OK
-    assert "pixels" in found.found
+    vae, lora = doctor.golden_sets(folder)
+    assert vae.verdict == OK
+    assert "pixels" in vae.found
+    assert (lora.what, lora.verdict) == ("lora", NONE)
 
 
 def test_golden_difference_that_is_not_a_number_fails(golden):
     folder = golden(Check("vae", "pixels", math.nan, 2e-5, False), Check("vae", "latents", 0.0, 0.0, True))
-    (found,) = doctor.golden_sets(folder)
+    found, _ = doctor.golden_sets(folder)
     assert found.verdict == FAIL
     assert "pixels" in found.found
+
+
+def test_golden_file_that_cannot_be_read_fails(golden, monkeypatch, capsys, tmp_path):
+    folder = golden()
+
+    def broken(folder):
+        raise ValueError("vae: shapes differ")
+
+    monkeypatch.setattr(sys.modules["model.golden"], "run", broken)
+    assert doctor.run(tmp_path, folder) != 0
+    assert last_line(capsys).startswith("FAIL: golden")
 
 
 def test_golden_folder_that_is_missing_or_empty_fails(golden, tmp_path):

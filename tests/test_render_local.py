@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from ray_jobs import workers
 from ray_jobs.plan import Refused
 from ray_jobs.render import render
-
 from tests.conftest import Course
 
 pytestmark = pytest.mark.e2e
@@ -127,7 +127,9 @@ def test_appended_sound_renders_only_the_last_segments(course: Course, weights: 
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
 
 
-def test_a_lost_output_is_joined_again_from_its_segments(course: Course, weights: Path, tmp_path: Path) -> None:
+def test_a_lost_output_is_joined_again_from_its_segments(
+    course: Course, weights: Path, tmp_path: Path
+) -> None:
     course.add("a", 0.5)
     render(course.request(weights, tmp_path / "out"))
     before = hashes(tmp_path / "out")
@@ -142,7 +144,7 @@ def test_a_truncated_segment_is_rendered_again(course: Course, weights: Path, tm
     course.add("a", 8.2)
     render(course.request(weights, tmp_path / "out", settings=CUTS))
     before = hashes(tmp_path / "out")
-    first, *_ = sorted((tmp_path / "out/.lectern/segments").rglob("video.h264"))
+    first, *_ = sorted((tmp_path / "out/.lectern/segments").rglob("video.mov"))
     first.write_bytes(first.read_bytes()[:-10])
     (tmp_path / "out" / "a.mp4").unlink()
     assert render(course.request(weights, tmp_path / "out", settings=CUTS)) == 0
@@ -154,7 +156,7 @@ def test_a_segment_with_flipped_bits_is_rendered_again(course: Course, weights: 
     course.add("a", 0.5)
     render(course.request(weights, tmp_path / "out"))
     before = hashes(tmp_path / "out")
-    (segment,) = (tmp_path / "out/.lectern/segments").rglob("video.h264")
+    (segment,) = (tmp_path / "out/.lectern/segments").rglob("video.mov")
     data = bytearray(segment.read_bytes())
     data[len(data) // 2] ^= 1
     segment.write_bytes(data)
@@ -215,7 +217,11 @@ def test_max_failures_begins_no_further_lesson(
     monkeypatch.setattr(workers.DecodeWorker, "finish", lambda *_: 1 / 0)
     request = course.request(weights, tmp_path / "out", max_failures=1, settings={"max_tries": "1"})
     assert render(request) == 3
-    assert sorted(row["status"] for row in results(tmp_path / "out")) == ["failed", "not_started", "not_started"]
+    assert sorted(row["status"] for row in results(tmp_path / "out")) == [
+        "failed",
+        "not_started",
+        "not_started",
+    ]
 
 
 def test_only_and_limit_choose_lessons(course: Course, weights: Path, tmp_path: Path) -> None:
@@ -287,10 +293,16 @@ def test_every_way_to_generate_goes_the_whole_road(
 def test_a_cut_is_seamless_in_count_and_order(course: Course, weights: Path, tmp_path: Path) -> None:
     """A lesson in segments has the frames of the uncut one up to the first cut, bit for bit."""
     course.add("a", 8.2)
-    render(course.request(weights, tmp_path / "cut", settings={**CUTS, "crf": "1", "audio_context_seconds": "20"}))
     render(
         course.request(
-            weights, tmp_path / "uncut", settings={"segment_seconds": "0", "crf": "1", "audio_context_seconds": "20"}
+            weights, tmp_path / "cut", settings={**CUTS, "crf": "1", "audio_context_seconds": "20"}
+        )
+    )
+    render(
+        course.request(
+            weights,
+            tmp_path / "uncut",
+            settings={"segment_seconds": "0", "crf": "1", "audio_context_seconds": "20"},
         )
     )
     frames = {}
@@ -300,7 +312,7 @@ def test_a_cut_is_seamless_in_count_and_order(course: Course, weights: Path, tmp
     assert frames["cut"].shape == frames["uncut"].shape
     first = events(tmp_path / "cut", "segment_done")[0]["frames"]
     difference = np.abs(frames["cut"] - frames["uncut"]).mean(axis=(1, 2, 3))
-    assert difference[: first].max() < 3
+    assert difference[:first].max() < 3
     assert difference[first : first + 12].mean() < 6
 
 

@@ -304,7 +304,6 @@ def on(filesystem, root):
     return store
 
 
-@pytest.mark.xfail(strict=True, reason="Folder makes folders on local filesystems only; HDFS needs them too")
 @pytest.mark.parametrize("kind", ["mock", "subtree"])
 def test_any_pyarrow_filesystem_serves(tmp_path, kind):
     if kind == "mock":

@@ -103,7 +103,12 @@ def test_one_relative_position_table_for_all_layers_misses_the_text(monkeypatch)
 
 
 def golden_lora(tmp_path):
-    for name in ("lora.json", "lora_prefixed.safetensors", "lora_merged.safetensors", "dit_weights.safetensors"):
+    for name in (
+        "lora.json",
+        "lora_prefixed.safetensors",
+        "lora_merged.safetensors",
+        "dit_weights.safetensors",
+    ):
         shutil.copy(GOLDEN / name, tmp_path)
     return tmp_path
 
@@ -111,14 +116,18 @@ def golden_lora(tmp_path):
 def test_lora_scale_of_alpha_alone_misses_the_merge(tmp_path):
     folder = golden_lora(tmp_path)
     arguments = json.loads((folder / "lora.json").read_text())
-    (folder / "lora.json").write_text(json.dumps(arguments | {"alpha": arguments["alpha"] * arguments["rank"]}))
+    (folder / "lora.json").write_text(
+        json.dumps(arguments | {"alpha": arguments["alpha"] * arguments["rank"]})
+    )
     assert len(failed(encoders.lora_merge(folder))) == 7
 
 
 def test_lora_that_lacks_a_module_is_noticed(tmp_path):
     folder = golden_lora(tmp_path)
     state = load_file(folder / "lora_prefixed.safetensors")
-    save_file({k: v for k, v in state.items() if "blocks.2.ffn.0" not in k}, folder / "lora_prefixed.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "blocks.2.ffn.0" not in k}, folder / "lora_prefixed.safetensors"
+    )
     assert failed(encoders.lora_merge(folder)) == {"48 modules matched"}
 
 
@@ -128,5 +137,7 @@ def test_golden_weights_with_a_renamed_tensor_are_refused(tmp_path):
     state = load_file(GOLDEN / "vae_weights.safetensors")
     state["decoder.conv9.weight"] = state.pop("decoder.conv1.weight")
     save_file(state, tmp_path / "vae_weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"unexpected: decoder\.conv9\.weight\n.*missing: decoder\.conv1"):
+    with pytest.raises(
+        CheckpointError, match=r"unexpected: decoder\.conv9\.weight\n.*missing: decoder\.conv1"
+    ):
         encoders.checks(tmp_path)

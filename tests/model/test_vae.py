@@ -49,7 +49,7 @@ def test_streaming_in_pieces_equals_full_decode(variant):
     assert torch.equal(pieces, model.stream().push(z))
     with torch.no_grad():
         librarys = model.model.decode((z * model.std_C + model.mean_C)[None]).sample[0]
-    assert (pieces - librarys).abs().max() < 5e-6
+    assert (pieces - librarys).abs().max() < 2e-5
     assert pieces.shape == (3, 25, 3 * model.spatial_compression, 2 * model.spatial_compression)
 
 
@@ -130,7 +130,9 @@ def test_upstream_names_are_those_that_diffusers_converts():
     assert all(own == name for name, own in converted.items())
 
 
-@pytest.mark.parametrize("spec", [VaeSpec(base_dim=2, num_res_blocks=1), VaeSpec(base_dim=4, dim_mult=[1, 2, 2, 4])])
+@pytest.mark.parametrize(
+    "spec", [VaeSpec(base_dim=2, num_res_blocks=1), VaeSpec(base_dim=4, dim_mult=[1, 2, 2, 4])]
+)
 def test_upstream_names_stay_distinct_in_other_shapes(spec):
     with torch.device("meta"):
         model = vae.build(spec)
