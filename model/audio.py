@@ -30,7 +30,10 @@ class SpeechTokens:
 
 class CausalConv1d(nn.Module):
     """Convolution over time that sees the past only; before the start the first value is repeated.
-    Float32."""
+
+    In float32, and as a matrix product: libraries cut convolutions among threads so that it shows in the
+    bits.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, stride: int) -> None:
         super().__init__()

@@ -62,6 +62,9 @@ def token_layout(config: DiTConfig, height: int, width: int, blocks: int) -> Tok
 class KVCache:
     """Condition and rings of one or two denoising steps, for some of the layers.
 
+    Where steps of different clips are under way at once, one of each pair may need a newer condition than
+    the other: such layouts make a cache for each step.
+
     `steps` is one step, or an even step and the odd one after it. A cell of one step does not touch the
     ring of the other, but both see the same condition.
     """

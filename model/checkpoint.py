@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoTokenizer
+from transformers import AutoFeatureExtractor
 
 from conf.schema import ModelSettings
 from model import lora, parts, tensors
@@ -60,6 +60,7 @@ def check(m: ModelSettings) -> None:
         lambda: parts.mismatches(parts.text_encoder(files, m)),
         lambda: parts.mismatches(parts.speech_encoder(files)),
         lambda: parts.disagreements(files, m),
+        lambda: parts.vocabulary(files, m),
     ]
     if files.lora:
         steps.append(lambda: find_lora(files, m, parts.transformer(files))[1])
@@ -99,8 +100,7 @@ def load_text_encoder(m: ModelSettings, progress: Progress | None = None) -> Tex
     """
     files, spec = locate(m), m.text_encoder
     model = fill(parts.text_encoder(files, m), spec.device, spec.dtype, progress)
-    tokenizer = AutoTokenizer.from_pretrained(files.tokenizer[0].parent, local_files_only=True)
-    return TextEncoder(model, tokenizer, parts.config(files).text_len)
+    return TextEncoder(model, parts.tokenizer(files), parts.config(files).text_len)
 
 
 def load_speech_encoder(m: ModelSettings, progress: Progress | None = None) -> SpeechEncoder:
@@ -122,9 +122,7 @@ def find_lora(files: Files, m: ModelSettings, part: Part[CausalDiT]) -> tuple[lo
 
 
 def lora_change(files: Files, m: ModelSettings, part: Part[CausalDiT]) -> Callable[[str, Tensor], Tensor]:
-    """A function of a weight's name and value that merges the LoRA. Raises CheckpointError if it does not
-    fit.
-    """
+    """A function of a weight's name and value that merges the LoRA. Raises CheckpointError if it cannot."""
     found, problems = find_lora(files, m, part)
     if problems:
         raise CheckpointError(*problems)

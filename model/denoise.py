@@ -14,7 +14,7 @@ from model.audio import SpeechTokens
 from model.cache import CellExchange, KVCache, PrefillExchange, caches, condition_positions, token_layout
 from model.carry import REFERENCES, Carry, CarryError, DenoiseSettings, extend_history
 from model.dit import CausalDiT, Context
-from model.noise import block_noise, relative_distance
+from model.noise import MAX_DISTANCE, block_noise, relative_distance
 from model.rope import RopeTable, multipliers, reference_time
 from model.solver import Solver, SolverState
 
@@ -128,38 +128,33 @@ class Denoiser:
         """Starts the segment [first_block, end_block), whatever became of the one before.
 
         With a carry its last clip is to be replayed: the segment's cells begin that many blocks earlier.
-        Without one, the video begins here. Raises ValueError for conditions that do not fit, and
-        CarryError.
+        Without one, the video begins here. Raises ValueError for conditions that do not fit, and CarryError.
         """
         self._segment = None
-        config, device = self.dit.config, self.dit.device
         if carry is not None:
             carry.require(self.settings, first_block)
         self._check(conditions, first_block, end_block, carry)
         origin = carry.origin_block if carry else first_block
-        replayed = len(carry.inputs) if carry else 0
-        frames = config.num_frames_per_block
-        first_frame, end_frame = (first_block - replayed - origin) * frames, (end_block - origin) * frames
-        last = reference_time(end_frame, distance=30)
-        rope = RopeTable(config.head_dim, self.dit.grid(*self.block_shape[2:]), first_frame, last, device)
+        first_cell = first_block - (len(carry.inputs) if carry else 0)
         texts = [conditions.text] + ([] if conditions.negative_text is None else [conditions.negative_text])
         inputs = (self.blocks_per_clip, self.settings.sample_steps, *self.block_shape)
-        self._segment = _Segment(
-            conditions,
-            first_block,
-            end_block,
-            origin,
-            carry,
-            rope,
-            texts=[self.dit.encode_text(text.to(device)) for text in texts],
+        segment = _Segment(
+            conditions=conditions,
+            first_block=first_block,
+            end_block=end_block,
+            origin_block=origin,
+            carry=carry,
+            rope=self._rope(first_cell - origin, end_block - origin),
+            texts=[self.dit.encode_text(self._upload(text)) for text in texts],
             reference=(carry or conditions).reference,
             motion=(carry or conditions).motion,
-            latents=carry.latents if carry else conditions.motion[:, :PRIMING_LATENTS].float(),
-            inputs=torch.empty(inputs, dtype=self.dit.dtype, device=device),
-            next_block=[first_block - replayed] * self.settings.sample_steps,
+            latents=self._upload(carry.latents if carry else conditions.motion[:, :PRIMING_LATENTS].float()),
+            inputs=torch.empty(inputs, dtype=self.dit.dtype, device=self.dit.device),
+            next_block=[first_cell] * self.settings.sample_steps,
             speech={},
         )
-        self._prefill()
+        self._prefill(segment)
+        self._segment = segment
 
     @torch.inference_mode()
     def prefill(self, reference: Tensor | None = None, motion: Tensor | None = None) -> None:
@@ -172,7 +167,7 @@ class Denoiser:
         if reference is None:
             reference = self._first_latent(segment)
         segment.reference, segment.motion = reference, self._second_motion(segment, motion)
-        self._prefill()
+        self._prefill(segment)
 
     @torch.inference_mode()
     def cell(self, block: int, step: int, state: SolverState | None = None) -> SolverState:
@@ -189,12 +184,15 @@ class Denoiser:
         replay = block < segment.first_block
         if replay:
             assert segment.carry is not None
-            state = self.solver.start(segment.carry.inputs[block - segment.first_cell, step])
-        elif state is None:
-            if step:
-                raise ValueError(f"cell ({block}, {step}): only step 0 goes without a state")
-            state = self.solver.start(block_noise(self.settings.base_seed, block, self.block_shape))
-        state = SolverState(self._upload(state.x), state.memory)
+            x = segment.carry.inputs[block - segment.first_cell, step]
+            state = self.solver.start(self._upload(x))
+        elif state is not None:
+            state = state.to(self.dit.device)
+        elif step == 0:
+            noise = block_noise(self.settings.base_seed, block, self.block_shape)
+            state = self.solver.start(self._upload(noise))
+        else:
+            raise ValueError(f"cell ({block}, {step}): only step 0 goes without a state")
         velocity = self._velocity(state.x, block, step)
         segment.inputs[(block - segment.origin_block) % self.blocks_per_clip, step].copy_(state.x)
         segment.next_block[step] = block + 1
@@ -205,7 +203,7 @@ class Denoiser:
             return state
         state = self.solver.step(state, velocity, step)
         if last:
-            segment.latents = extend_history(self._upload(segment.latents), state.x)
+            segment.latents = extend_history(segment.latents, state.x)
             if block == segment.origin_block:
                 segment.first_latent = state.x[:, :1]
         return state
@@ -260,9 +258,15 @@ class Denoiser:
             latents=segment.latents.cpu(),
         )
 
-    def _prefill(self) -> None:
+    def _rope(self, first_block: int, end_block: int) -> RopeTable:
+        """Of the blocks [first_block, end_block), counted from the video's origin, and of the reference."""
+        head_dim, (_, frames, height, width) = self.dit.config.head_dim, self.block_shape
+        last = reference_time(end_block * frames, MAX_DISTANCE)
+        return RopeTable(head_dim, self.dit.grid(height, width), first_block * frames, last, self.dit.device)
+
+    def _prefill(self, segment: _Segment) -> None:
         """Condition tokens through all layers once per prompt, at t = 0 and without speech."""
-        segment, dit = self.segment, self.dit
+        dit = self.dit
         hidden = dit.embed_condition(self._upload(segment.reference), self._upload(segment.motion))
         for text, (first, *others) in zip(segment.texts, self.caches, strict=True):
             exchange = PrefillExchange(first, self.condition_rope)

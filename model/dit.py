@@ -198,19 +198,19 @@ class CausalDiT(nn.Module):
 
         Without pose the pose encoder still adds its bias, as upstream feeds it zeros.
         """
-        x_BLD = project_patches(self.patch_embedding, x_CFHW.to(self.dtype))
+        x_BLD = project_patches(self.patch_embedding, x_CFHW)
         if pose_CFHW is None:
             assert self.cond_encoder.bias is not None
             pose_BLD = self.cond_encoder.bias
         else:
-            pose_BLD = project_patches(self.cond_encoder, pose_CFHW.to(self.dtype))
+            pose_BLD = project_patches(self.cond_encoder, pose_CFHW)
         return x_BLD + pose_BLD + self.trainable_cond_mask.weight[VIDEO]
 
     def embed_condition(self, reference_CFHW: Tensor, motion_CFHW: Tensor) -> Tensor:
         """Reference latent and motion history -> hidden states [1, L, D], reference first."""
         kind = self.trainable_cond_mask.weight
-        reference_BLD = project_patches(self.patch_embedding, reference_CFHW.to(self.dtype)) + kind[REFERENCE]
-        motion_BLD = self.frame_packer(motion_CFHW.to(self.dtype)) + kind[MOTION]
+        reference_BLD = project_patches(self.patch_embedding, reference_CFHW) + kind[REFERENCE]
+        motion_BLD = self.frame_packer(motion_CFHW) + kind[MOTION]
         return torch.cat((reference_BLD, motion_BLD), dim=1)
 
     def run_layers(self, x_BLD: Tensor, layers: range, context: Context) -> Tensor:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,7 @@ TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 class CheckpointError(Exception):
-    """The weights cannot be used. The message names the files, the tensors and the rule, one problem per
-    line.
-    """
+    """The weights cannot be used. The message names files, tensors and the rule, one problem per line."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -55,7 +54,7 @@ class Files:
     """Only where the autoencoder is a folder in diffusers' format."""
     vae: Path
     text_encoder: Path
-    tokenizer: tuple[Path, ...]
+    tokenizer: Path
     speech_encoder: Path
     speech_config: Path
     feature_extractor: Path
@@ -69,7 +68,7 @@ class Files:
             *self.transformer,
             self.vae,
             self.text_encoder,
-            *self.tokenizer,
+            self.tokenizer,
             *speech,
             *optional,
         ]
@@ -79,9 +78,7 @@ class Files:
 
 
 def resolve(name: str, setting: str) -> Path:
-    """A local path, or the snapshot of a Hub id in the local cache. Raises CheckpointError; never
-    downloads.
-    """
+    """A local path, or a Hub id's snapshot in the local cache. Raises CheckpointError; never downloads."""
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -105,7 +102,6 @@ def locate(m: ModelSettings) -> Files:
     index, transformer = _transformer(root)
     vae_config, vae = root / m.vae.file / "config.json", root / m.vae.file
     speech = root / m.audio_encoder
-    tokenizer = root / m.text_encoder.tokenizer
     return Files(
         root=root,
         config=root / "config.json",
@@ -114,7 +110,7 @@ def locate(m: ModelSettings) -> Files:
         vae_config=vae_config if vae.is_dir() else None,
         vae=vae / TRANSFORMER if vae.is_dir() else vae,
         text_encoder=root / m.text_encoder.file,
-        tokenizer=(tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"),
+        tokenizer=root / m.text_encoder.tokenizer / "tokenizer.json",
         speech_encoder=_first_of(speech / "model.safetensors", speech / "pytorch_model.bin"),
         speech_config=speech / "config.json",
         feature_extractor=speech / "preprocessor_config.json",
@@ -173,8 +169,8 @@ def describe(root: Path) -> str | None:
     except CheckpointError:
         return None
     kind = config.get("model_type")
-    if "architectures" in config:
-        return f"a transformers model ({', '.join(config['architectures'])})"
+    if architectures := config.get("architectures"):
+        return f"a transformers model ({', '.join(architectures)})"
     if kind not in (None, "s2v"):
         return f"Wan's {kind!r} model ({config.get('_class_name')}); the speech-to-video model is needed"
     return None
@@ -190,9 +186,7 @@ def fingerprint(m: ModelSettings) -> str:
     if missing := files.missing():
         raise CheckpointError(*missing)
     identity = {
-        "files": {
-            str(path.relative_to(files.root)): sha256(path) for path in files.all() if path != files.lora
-        },
+        "files": [sha256(path) for path in files.all() if path != files.lora],
         "lora": [sha256(files.lora), m.lora_alpha, m.lora_rank] if files.lora else None,
         "vae": asdict(m.vae),
         "text_encoder": asdict(m.text_encoder),
@@ -215,6 +209,25 @@ def sha256(path: Path) -> str:
     with suppress(OSError):
         _write_whole(remembered, digest)
     return digest
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    Raises CheckpointError if `folder` is there and not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder}: not empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _write_whole(path: Path, text: str) -> None:

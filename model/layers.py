@@ -38,18 +38,20 @@ class Attention(nn.Module):
 
 
 def project_patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
-    """A convolution whose stride is its kernel, as tokens [1, L, D] (frame slowest, column fastest).
+    """A convolution whose stride is its kernel, as tokens [1, L, D] in the order frame, row, column.
 
-    What does not fill a patch is left out. A matrix product of the patches, since the bits of a convolution depend on
-    the number of threads.
+    What does not fill a patch is left out. It is a matrix product of patches in float64, rounded once:
+    libraries cut convolutions and products of few rows among their threads, and only so does the cut not
+    show in the bits.
     """
-    for axis, size in enumerate(conv.kernel_size, start=1):
-        patches = x_CFHW.shape[axis] // size
-        x_CFHW = x_CFHW.narrow(axis, 0, patches * size)
-    kernel_frames, kernel_rows, kernel_columns = conv.kernel_size
-    patches = x_CFHW.unflatten(3, (-1, kernel_columns)).unflatten(2, (-1, kernel_rows)).unflatten(1, (-1, kernel_frames))
-    patches_LK = patches.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
-    return F.linear(patches_LK, conv.weight.flatten(1), conv.bias)[None]
+    # Each axis becomes two, (patch, place in the patch), so that the next one is two further.
+    for axis, size in zip((1, 3, 5), conv.kernel_size, strict=True):
+        count = x_CFHW.shape[axis] // size
+        x_CFHW = x_CFHW.narrow(axis, 0, count * size).unflatten(axis, (count, size))
+    patches_LK = x_CFHW.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
+    assert conv.bias is not None
+    tokens_LD = F.linear(patches_LK.double(), conv.weight.flatten(1).double(), conv.bias.double())
+    return tokens_LD.to(conv.weight.dtype)[None]
 
 
 def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
@@ -22,6 +23,8 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Part(Generic[M]):
+    """One model without its weights, and where those lie."""
+
     module: M
     """On the meta device."""
     files: tuple[Path, ...]
@@ -72,6 +75,17 @@ def speech_encoder(files: Files) -> Part[Wav2Vec2Model]:
     return Part(module, (files.speech_encoder,), names, unused=("lm_head.",))
 
 
+def tokenizer(files: Files) -> Tokenizer:
+    """The text encoder's tokenizer, which neither cuts nor pads. Raises CheckpointError."""
+    try:
+        found = Tokenizer.from_file(str(files.tokenizer))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{files.tokenizer}: {error}") from error
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
 def mismatches(part: Part) -> list[str]:
     """Tensors that are missing, unexpected, misshapen or there twice, or the files that cannot be read."""
     wanted, present = part.shapes(), dict[str, tuple[int, ...]]()
@@ -104,10 +118,10 @@ def _misshapen(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
 def disagreements(files: Files, m: ModelSettings) -> list[str]:
     """Dimensions on which the transformer and the encoders' settings or files differ."""
     dit, wav2vec2 = config(files), read_json(files.speech_config)
-    states = wav2vec2["num_hidden_layers"] + 1
+    states = wav2vec2.get("num_hidden_layers", 0) + 1
     pairs = [
         ("text_dim", dit.text_dim, "text_encoder.dim", m.text_encoder.dim),
-        ("audio_dim", dit.audio_dim, "the speech encoder's hidden_size", wav2vec2["hidden_size"]),
+        ("audio_dim", dit.audio_dim, "the speech encoder's hidden_size", wav2vec2.get("hidden_size")),
         ("num_wav2vec_layers", dit.num_wav2vec_layers, "the speech encoder's number of states", states),
         ("in_dim", dit.in_dim, "the VAE's z_dim", _z_dim(files, m)),
     ]
@@ -118,5 +132,15 @@ def disagreements(files: Files, m: ModelSettings) -> list[str]:
     ]
 
 
-def _z_dim(files: Files, m: ModelSettings) -> int:
-    return read_json(files.vae_config)["z_dim"] if files.vae_config else m.vae.z_dim
+def vocabulary(files: Files, m: ModelSettings) -> list[str]:
+    """A tokenizer with tokens that the text encoder does not know."""
+    size = tokenizer(files).get_vocab_size()
+    if size <= m.text_encoder.vocab_size:
+        return []
+    return [
+        f"{files.tokenizer}: {size} tokens; text_encoder.vocab_size={m.text_encoder.vocab_size} are known"
+    ]
+
+
+def _z_dim(files: Files, m: ModelSettings) -> int | None:
+    return read_json(files.vae_config).get("z_dim") if files.vae_config else m.vae.z_dim

@@ -96,7 +96,7 @@ class SpeechEncoder:
     """
 
     def __init__(self, model: Wav2Vec2Model, feature_extractor: Any) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.feature_extractor = feature_extractor
         self.layers: int = model.config.num_hidden_layers + 1
         self.dim: int = model.config.hidden_size

@@ -1,6 +1,4 @@
-"""Files of named tensors, safetensors and torch pickles alike: shapes without data, and data without
-copies.
-"""
+"""Files of named tensors, safetensors and torch pickles: shapes without data, and data without copies."""
 
 from __future__ import annotations
 
@@ -66,5 +64,6 @@ def _reading(path: Path) -> Iterator[None]:
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         with path.open("rb") as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        why = "a Git LFS pointer, the file itself was not fetched" if pointer else str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        why = "a Git LFS pointer, the file itself was not fetched" if pointer else reason
         raise CheckpointError(f"{path}: truncated or not a tensor file: {why}") from error

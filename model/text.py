@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any
 
 import ftfy
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -64,24 +64,30 @@ def clean(prompt: str) -> str:
 
 
 class TextEncoder:
-    """A loaded UMT5 encoder with its tokenizer. `text_len` is the most tokens that the transformer takes."""
+    """A loaded UMT5 encoder with its tokenizer. `text_len` is the most tokens that the transformer takes.
 
-    def __init__(self, model: UMT5EncoderModel, tokenizer: Any, text_len: int) -> None:
+    The tokenizer is the published `tokenizer.json` itself: going by `tokenizer_config.json`, transformers 5
+    builds a T5 tokenizer of its own around the vocabulary, without the normaliser and the byte fallback.
+    """
+
+    def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, text_len: int) -> None:
         model.tie_weights()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.tokenizer = tokenizer
         self.text_len = text_len
 
     def token_count(self, prompt: str) -> int:
         """Tokens of the whole prompt, the end token included; those beyond `text_len` are not encoded."""
-        return len(self.tokenizer(clean(prompt)).input_ids)
+        return len(self.tokenizer.encode(clean(prompt)).ids)
 
     def encode(self, prompt: str) -> Tensor:
         """Prompt -> [tokens, text_dim] float32 on the encoder's device, unpadded.
 
         A prompt of more than `text_len` tokens is cut there, end token kept, as upstream does.
         """
-        ids = self.tokenizer(clean(prompt), truncation=True, max_length=self.text_len).input_ids
+        ids = self.tokenizer.encode(clean(prompt)).ids
+        if len(ids) > self.text_len:
+            ids = [*ids[: self.text_len - 1], ids[-1]]
         return self.encode_ids(torch.tensor(ids))
 
     @torch.inference_mode()

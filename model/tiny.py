@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from conf.schema import ModelSettings
 from model import speech, text, vae
 from model.config import DiTConfig
 from model.dit import CausalDiT
+from model.files import new_folder
 from model.spec import TextEncoderSpec, VaeSpec
 
 VAE = VaeSpec(base_dim=1, num_res_blocks=1)
@@ -107,22 +105,13 @@ def settings(folder: Path) -> ModelSettings:
 def write(folder: Path, seed: int = 0) -> None:
     """Writes the checkpoint, whole or not at all: the same seed gives the same bytes.
 
-    Raises FileExistsError if the folder is there and not empty.
+    Raises CheckpointError if the folder is there and not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: not empty")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        _write_transformer(temporary, seed)
-        _write_vae(temporary / VAE.file, seed)
-        _write_text_encoder(temporary, seed)
-        _write_speech_encoder(temporary / ModelSettings.audio_encoder, seed)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_folder(folder) as new:
+        _write_transformer(new, seed)
+        _write_vae(new / VAE.file, seed)
+        _write_text_encoder(new, seed)
+        _write_speech_encoder(new / ModelSettings.audio_encoder, seed)
 
 
 def _write_transformer(folder: Path, seed: int) -> None:
@@ -153,9 +142,7 @@ def _write_text_encoder(folder: Path, seed: int) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A Unigram tokenizer like UMT5's: known words, then characters, then bytes, so that it reads any
-    language.
-    """
+    """A Unigram tokenizer like UMT5's: words, then characters, then bytes, so that it reads any language."""
     special = ["<pad>", "</s>", "<unk>"]
     letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
     pieces = [(piece, 0.0) for piece in special]
@@ -199,8 +186,8 @@ def _random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     for name, parameter in module.state_dict().items():
         key = hashlib.sha256(f"{seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 2500
-        values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
+        deviation = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02
+        values = torch.randn(parameter.shape, generator=generator) * deviation
         state[name] = torch.ones(parameter.shape) if _ONES.search(name) else values
     return state
 

@@ -96,7 +96,7 @@ class Vae:
     """
 
     def __init__(self, model: AutoencoderKLWan) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         config = model.config
         if receptive_field(config) > RECEPTIVE_FIELD:
             raise ValueError(
@@ -111,9 +111,7 @@ class Vae:
         self.std_C = torch.tensor(config["latents_std"], device=self.device).view(-1, 1, 1, 1)
 
     def latent_hw(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the latents of a picture. Raises ValueError if a side is not a multiple of the
-        compression.
-        """
+        """Size of a picture's latents. Raises ValueError if the compression does not divide a side."""
         if height % self.spatial_compression or width % self.spatial_compression:
             raise ValueError(f"{width}x{height}: both sides must be multiples of {self.spatial_compression}")
         return height // self.spatial_compression, width // self.spatial_compression
@@ -148,8 +146,7 @@ class DecodeStream:
 
     @torch.inference_mode()
     def push(self, latents_CTHW: Tensor) -> Tensor:
-        """Normalised latents [z, n, h, w] -> pixels [3, frames, H, W] in [-1, 1], float32, on the VAE's
-        device.
+        """Normalised latents [z, n, h, w] -> pixels [3, frames, H, W] in [-1, 1], float32, VAE's device.
 
         Every latent frame gives 4 frames, the first of the stream 1. One decoder call per latent frame, so
         that the bits do not depend on how a video is split into pushes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,13 @@ from safetensors.torch import save_file
 from conf.schema import ModelSettings
 from model import parts, tensors
 from model.checkpoint import MERGED_FROM, check, fingerprint, lora_change
-from model.files import NOT_NEEDED, CheckpointError, Files, locate, sha256
+from model.files import NOT_NEEDED, CheckpointError, Files, locate, new_folder, sha256
 
 
 def pull(
     ids: Sequence[str], out_dir: Path | None, *, dry_run: bool, report: Callable[[str], None] = print
 ) -> list[Path]:
-    """Fetches models of the Hugging Face Hub, each into `out_dir/<name>`, or into the Hub cache without
-    `out_dir`.
+    """Fetches models of the Hugging Face Hub, each into `out_dir/<name>`, or without it into the Hub cache.
 
     First reports every file that is not here yet with its bytes, and compares the sum with the free disk; a
     dry run ends there. Returns the folders (none for a dry run). Raises CheckpointError if the Hub cannot be
@@ -37,10 +35,8 @@ def pull(
             report(f"{file.file_size or 0:>15,} bytes  {id}/{file.filename}")
             needed += file.file_size or 0
     place = out_dir or Path(huggingface_hub.constants.HF_HUB_CACHE)
-    free = _free_bytes(place)
-    report(f"{needed:>15,} bytes to fetch, {free:,} free at {place}")
-    if needed > free:
-        raise CheckpointError(f"{place}: {needed:,} bytes are needed and {free:,} are free")
+    report(f"{needed:>15,} bytes to fetch, {_free_bytes(place):,} free at {place}")
+    _check_disk(needed, place)
     if dry_run:
         return []
     return [
@@ -57,6 +53,11 @@ def _wanted(id: str, folder: Path | None) -> list[huggingface_hub.DryRunFileInfo
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(f"{id}: the Hub gave no list of files: {str(error).splitlines()[0]}") from error
     return [file for file in files if file.will_download]
+
+
+def _check_disk(needed: int, place: Path) -> None:
+    if needed > (free := _free_bytes(place)):
+        raise CheckpointError(f"{place}: {needed:,} bytes are needed and {free:,} are free")
 
 
 def _free_bytes(place: Path) -> int:
@@ -77,25 +78,10 @@ def merge(m: ModelSettings, out_dir: Path) -> None:
     files = locate(m)
     if files.lora is None:
         raise CheckpointError("lora_path_dmd is empty: there is nothing to merge")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise CheckpointError(f"{out_dir}: not empty")
-    _check_disk(files, out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out_dir.parent, prefix=f".{out_dir.name}-"))
-    try:
-        _write_merged(files, m, temporary)
-        _link_rest(files, temporary)
-        temporary.chmod(0o755)
-        os.replace(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _check_disk(files: Files, out_dir: Path) -> None:
-    needed, free = sum(path.stat().st_size for path in files.transformer), _free_bytes(out_dir)
-    if needed > free:
-        raise CheckpointError(f"{out_dir}: {needed:,} bytes are needed and {free:,} are free")
+    _check_disk(sum(path.stat().st_size for path in files.transformer), out_dir)
+    with new_folder(out_dir) as new:
+        _write_merged(files, m, new)
+        _link_rest(files, new)
 
 
 def _write_merged(files: Files, m: ModelSettings, folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
-from ray_jobs.settings import Layer, SettingsError, from_file, named
+from ray_jobs.settings import FIELDS, Layer, SettingsError, from_file, named, unknown
 from stages.manifest import init as manifest_for
 
 REFUSED = 2
@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        _refuse_flags(rest)
+        # argparse gives up on positional arguments behind the first option, so `--out x key=value` ends here.
+        _refuse_flags([text for text in rest if text.startswith("-")])
+        arguments.values = [*getattr(arguments, "values", []), *rest]
         return command(arguments)
     except (Refused, SettingsError) as error:
         print(f"lectern: {error}", file=sys.stderr)
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     weights = command("weights", _weights, "fetch, merge or make checkpoints")
     weights.add_argument("action", choices=("pull", "merge", "tiny"))
-    weights.add_argument("folder", type=Path, help="where the checkpoint is to be written")
+    weights.add_argument("folder", type=Path, nargs="?", help="where the checkpoint is to be written")
     weights.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
     weights.add_argument(
         "values", nargs="*", metavar="key=value", help="model=... ckpt_dir=... lora_path_dmd=..."
@@ -96,13 +98,11 @@ def _positive(text: str) -> int:
     return number
 
 
-def _refuse_flags(rest: list[str]) -> None:
-    """Flags that we do not have: upstream's get an explanation."""
-    from ray_jobs.settings import unknown
-
-    for flag in rest:
-        name = flag.lstrip("-").partition("=")[0]
-        raise SettingsError(f"{flag.partition('=')[0]}: {unknown(name)}")
+def _refuse_flags(flags: list[str]) -> None:
+    """Flags that we do not have: upstream's get an explanation, our own settings their way to be written."""
+    for flag in flags:
+        name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+        raise SettingsError(f"write {name}=... without dashes" if name in FIELDS else unknown(name))
 
 
 def _pairs(values: list[str]) -> dict[str, str]:
@@ -188,9 +188,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _weights(arguments: argparse.Namespace) -> int:
-    from ray_jobs.weights import run
+    from ray_jobs import weights
 
-    return run(arguments.action, arguments.folder, _pairs(arguments.values), arguments.dry_run)
+    action, folder, values = arguments.action, arguments.folder, _pairs(arguments.values)
+    if folder is not None and "=" in folder.name:
+        raise SettingsError(f"{folder}: the folder comes before the settings")
+    if action == "pull":
+        return weights.pull(folder, values, arguments.dry_run)
+    if folder is None:
+        raise SettingsError(f"weights {action}: the folder to write is missing")
+    return weights.merge(folder, values) if action == "merge" else weights.tiny(folder)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from stages.types import DROPPED_FRAMES, FPS, FRAMES_PER_BLOCK, SAMPLE_RATE, SAM
 _LOUDNESS_SAMPLES = SAMPLE_RATE // 5
 """200 ms: what has to be quiet around a cut."""
 
+_FEATURE_PERIOD = 5
+"""Frames after which the pattern repeats in which speech features at 50, 30 and 25 Hz fall together."""
+
 _SHORTEST_REST_MARGIN = 2.0
 """Seconds by which a last segment must be longer than a search window, so that no cut is ever made whose
 window was not wholly there."""
@@ -62,20 +65,15 @@ def sound_window(first_block: int, end_block: int, samples: int, settings: Setti
 
     They are the sound of its frames and of the clip that is replayed before them, and `audio_context_seconds`
     on both sides, as far as the recording goes; so a lesson of one segment is heard whole. The window starts
-    on a frame.
+    on a fifth of a second, so that its features fall on the same places as those of the uncut recording.
     """
     replayed = settings.infer_frames if first_block and settings.continuity == "carry" else 0
     shift = settings.lead_frames - DROPPED_FRAMES
     context = round(settings.audio_context_seconds * FPS)
     first = first_block * FRAMES_PER_BLOCK - replayed + shift
     end = end_block * FRAMES_PER_BLOCK + shift
-    return max(0, first - context) * SAMPLES_PER_FRAME, min(samples, (end + context) * SAMPLES_PER_FRAME)
-
-
-def kept_frames(first_block: int, end_block: int, frames: int) -> tuple[int, int]:
-    """(first, end) of the video frames that come out of these blocks."""
-    first, end = (max(0, block * FRAMES_PER_BLOCK - DROPPED_FRAMES) for block in (first_block, end_block))
-    return first, min(end, frames)
+    start = max(0, first - context) // _FEATURE_PERIOD * _FEATURE_PERIOD
+    return start * SAMPLES_PER_FRAME, min(samples, (end + context) * SAMPLES_PER_FRAME)
 
 
 def _quietest(speech: np.ndarray, start: int, end: int, infer_frames: int) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 
 from conf.schema import Settings
 from stages import portrait, sound
-from stages.cuts import cut, frames_of, kept_frames, samples_of_clips, sound_window
+from stages.cuts import cut, frames_of, samples_of_clips, sound_window
 from stages.identity import segment_id
 from stages.paths import open_input
-from stages.types import SAMPLE_RATE, Lesson, Picture, Prepared, RowError, Segment
+from stages.types import SAMPLE_RATE, Lesson, Picture, Prepared, RowError, Segment, kept_frames
 from stages.validate import validate
 
 PREPARE_VERSION = 1
@@ -80,6 +80,7 @@ def _segments(lesson: Lesson, picture: Picture, speech: np.ndarray, weights: str
     for first, end in pairwise(bounds):
         window = sound_window(first, end, len(speech), settings)
         carried = segments and settings.continuity == "carry"
+        kept = kept_frames(first, end, frames_of(len(speech)))
         name = segment_id(
             previous=segments[-1].id if carried else None,
             picture=picture,
@@ -87,7 +88,7 @@ def _segments(lesson: Lesson, picture: Picture, speech: np.ndarray, weights: str
             window_bounds=window,
             prompt=lesson.prompt,
             blocks=(first, end),
-            frames=kept_frames(first, end, frames_of(len(speech))),
+            frames=(kept.start, kept.stop),
             settings=settings,
             weights=weights,
         )

@@ -28,6 +28,12 @@ DROPPED_FRAMES = 3
 """Frames that the decoder makes before frame 0 of the video: decoded frame j is video frame j - 3."""
 
 
+def kept_frames(first_block: int, end_block: int, total: int) -> range:
+    """Frames of a video of `total` frames that come out of these blocks."""
+    first, end = (block * FRAMES_PER_BLOCK - DROPPED_FRAMES for block in (first_block, end_block))
+    return range(max(first, 0), min(end, total))
+
+
 @dataclass(frozen=True)
 class Problem:
     """Why a row cannot be rendered. `str()` is the line that the user sees."""
@@ -118,10 +124,7 @@ class Segment:
 
     def frames(self, total: int) -> range:
         """Frames of the finished video, of `total`, that the segment contributes."""
-        first, end = (
-            block * FRAMES_PER_BLOCK - DROPPED_FRAMES for block in (self.first_block, self.end_block)
-        )
-        return range(max(first, 0), min(end, total))
+        return kept_frames(self.first_block, self.end_block, total)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -91,40 +91,34 @@ class Course:
         )
 
 
+RAY_PORT, DASHBOARD_PORT = 6399, 8299
+
+
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a cluster on this machine, with a job server; both listen on loopback only."""
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
-    }
-    os.environ.update(
-        {key: environment[key] for key in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
-    )
+def ray_address(ray_head: int) -> str:
+    """Address of the session's cluster."""
+    return f"127.0.0.1:{RAY_PORT}"
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Process id of a cluster on this machine, with a job server; both listen on loopback only."""
+    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
     log = tmp_path_factory.mktemp("ray") / "head.log"
-    command = [
-        Path(sys.executable).parent / "ray",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=4",
-        "--port=6399",
-    ]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--dashboard-port=8299"]
-    command += ["--object-store-memory=500000000", "--disable-usage-stats"]
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4"]
+    command += [f"--port={RAY_PORT}", "--node-ip-address=127.0.0.1", "--object-store-memory=500000000"]
+    command += [f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
     with log.open("wb") as file:
-        head = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        head = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
         _wait_for_head(log, head)
-        yield "127.0.0.1:6399"
+        yield head.pid
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        _, alive = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=20)
+        for process in alive:
+            process.kill()
 
 
 def _wait_for_head(log: Path, head: subprocess.Popen[bytes]) -> None:

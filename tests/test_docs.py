@@ -3,12 +3,13 @@
 import dataclasses
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from conf.schema import Settings
-from ray_jobs.upstream_flags import line_for, table
+from ray_jobs.upstream_flags import TABLE, line_for, table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md", ROOT / "CHANGELOG.md"]
@@ -41,6 +42,14 @@ def test_settings_in_the_text_exist(page):
     known |= {"key", "x"}  # as in "write `key=value`"
     named = re.findall(r"(?<![\w-])([a-z_]+)(?:\.\w+)?=(?=[^\s=])", page.read_text(encoding="utf-8"))
     assert set(named) <= known
+
+
+def test_table_of_upstream_flags_is_installed_with_the_package():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    shipped = [
+        path for pattern in tools["setuptools"]["package-data"]["conf"] for path in TABLE.parent.glob(pattern)
+    ]
+    assert TABLE in shipped
 
 
 def test_upstream_flags_appear_once_with_a_known_verdict():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoFeatureExtractor
 
@@ -138,7 +139,9 @@ def load_text_encoder(folder: Path, arguments: dict[str, Any]) -> text.TextEncod
     with torch.device("meta"):
         module = text.build(TextEncoderSpec(**known))
     part = Part(module, (folder / "text_encoder_weights.safetensors",), text.upstream_names(module))
-    return text.TextEncoder(fill(part, "cpu", "float32"), tokenizer=None, text_len=arguments["text_len"])
+    return text.TextEncoder(
+        fill(part, "cpu", "float32"), tokenizer=Tokenizer(models.BPE()), text_len=arguments["text_len"]
+    )
 
 
 def lora_merge(folder: Path) -> list[Check]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from model.config import DiTConfig
 from model.denoise import Conditions, Denoiser, DenoiseSettings
 from model.dit import CausalDiT
-from model.golden.dit import load_dit
+from model.golden.recorded import load_dit
 from model.schedule import calls
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -65,7 +66,7 @@ SETTINGS = DenoiseSettings(
 )
 
 
-def denoiser(dit: CausalDiT, **changes: object) -> Denoiser:
+def denoiser(dit: CausalDiT, **changes: Any) -> Denoiser:
     """For the recorded size, with `changes` to the default settings."""
     return Denoiser(dit, replace(SETTINGS, **changes), 12, 8, "sdpa")
 

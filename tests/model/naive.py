@@ -1,7 +1,7 @@
 """The reference data's README once more, in float64 and without caches, to hold other dimensions to.
 
-Written from the README alone: every call attends over the whole recorded history of its step, and rotates all keys
-anew. Slow and plain on purpose.
+Written from the README alone: every call attends over the whole recorded history of its step, and rotates
+all keys anew. Slow and plain on purpose.
 """
 
 import numpy as np
@@ -16,7 +16,11 @@ def rotation(position: tuple[int, int, int], head_dim: int) -> Tensor:
     """Complex multipliers [head_dim / 2] of one token."""
     pairs = head_dim // 2
     widths = (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
-    angles = [p * 10000.0 ** (-2 * i / width) for p, width in zip(position, widths, strict=True) for i in range(width // 2)]
+    angles = [
+        p * 10000.0 ** (-2 * i / width)
+        for p, width in zip(position, widths, strict=True)
+        for i in range(width // 2)
+    ]
     assert len(angles) == pairs
     return torch.tensor([complex(np.float16(np.cos(a)), np.float16(np.sin(a))) for a in angles])
 
@@ -51,7 +55,11 @@ class NaiveDiT:
     def project(self, name: str, kind: str, x: Tensor) -> Tensor:
         x = self.linear(f"{name}.{kind}", x)
         if kind in "qk":
-            x = x / (x.square().mean(-1, keepdim=True) + self.c.eps).sqrt() * self.w[f"{name}.norm_{kind}.weight"]
+            x = (
+                x
+                / (x.square().mean(-1, keepdim=True) + self.c.eps).sqrt()
+                * self.w[f"{name}.norm_{kind}.weight"]
+            )
         return x.view(len(x), self.c.num_heads, -1)
 
     def attention(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,7 +68,9 @@ class NaiveDiT:
 
     def rotate(self, x: Tensor, positions: list[tuple[int, int, int]]) -> Tensor:
         turns = torch.stack([rotation(p, self.c.head_dim) for p in positions])
-        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns[:, None]).flatten(-2)
+        return torch.view_as_real(
+            torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns[:, None]
+        ).flatten(-2)
 
     def frame_positions(self, time: int) -> list[tuple[int, int, int]]:
         return [(time, r, c) for r in range(self.rows) for c in range(self.columns)]
@@ -92,7 +102,9 @@ class NaiveDiT:
 
     def text(self, context: Tensor) -> Tensor:
         padded = torch.cat((context, torch.zeros(self.c.text_len - len(context), self.c.text_dim)))
-        return self.linear("text_embedding.2", F.gelu(self.linear("text_embedding.0", padded), approximate="tanh"))
+        return self.linear(
+            "text_embedding.2", F.gelu(self.linear("text_embedding.0", padded), approximate="tanh")
+        )
 
     def causal_conv(self, name: str, x: Tensor, stride: int) -> Tensor:
         padded = torch.cat((x[:1], x[:1], x))
@@ -139,7 +151,9 @@ class NaiveDiT:
         frames = []
         name = f"audio_injector.injector.{j}"
         for f, tokens in enumerate(x.chunk(self.c.num_frames_per_block)):
-            shift, scale = self.linear(f"audio_injector.injector_adain_layers.{j}.linear", F.silu(whole[f])).chunk(2)
+            shift, scale = self.linear(
+                f"audio_injector.injector_adain_layers.{j}.linear", F.silu(whole[f])
+            ).chunk(2)
             y = self.norm(tokens, 1e-5) * (1 + scale) + shift
             k, v = self.project(name, "k", local[f]), self.project(name, "v", local[f])
             frames.append(tokens + self.attention(name, self.project(name, "q", y), k, v))
@@ -148,8 +162,14 @@ class NaiveDiT:
     def prefill(self, reference: Tensor, motion: Tensor, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys (not rotated) and values of the condition tokens per layer."""
         kinds = self.w["trainable_cond_mask.weight"]
-        parts = [(motion[:, 18:], (1, 2, 2), ""), (motion[:, 16:18], (2, 4, 4), "_2x"), (motion[:, :16], (4, 8, 8), "_4x")]
-        history = torch.cat([self.patch(f"frame_packer.proj{suffix}", part, kernel) for part, kernel, suffix in parts])
+        parts = [
+            (motion[:, 18:], (1, 2, 2), ""),
+            (motion[:, 16:18], (2, 4, 4), "_2x"),
+            (motion[:, :16], (4, 8, 8), "_4x"),
+        ]
+        history = torch.cat(
+            [self.patch(f"frame_packer.proj{suffix}", part, kernel) for part, kernel, suffix in parts]
+        )
         x = torch.cat((self.patch("patch_embedding", reference, (1, 2, 2)) + kinds[1], history + kinds[2]))
         positions = self.frame_positions(30) + self.motion_positions()
         condition, (_, e0) = [], self.time(0.0)
@@ -163,9 +183,19 @@ class NaiveDiT:
         return condition
 
     def velocity(
-        self, x: Tensor, t: float, frame: int, clip: int, distance: int, speech: Tensor, text: Tensor, condition, history
+        self,
+        x: Tensor,
+        t: float,
+        frame: int,
+        clip: int,
+        distance: int,
+        speech: Tensor,
+        text: Tensor,
+        condition,
+        history,
     ) -> Tensor:
-        """history: per layer a list of (first frame, keys, values) of this step so far; grows by this block."""
+        """history: per layer a list of (first frame, keys, values) of this step so far; grows by this
+        block."""
         e, e0 = self.time(t)
         whole, local = self.speech(speech)
         kinds = self.w["trainable_cond_mask.weight"]
@@ -181,8 +211,14 @@ class NaiveDiT:
         def keys_values(i, k, v):
             history[i].append((frame, k, v))
             seen = [entry for entry in history[i] if entry[0] > frame - clip]
-            keys = [self.rotate(k, block_positions(f)) for f, k, _ in seen] + [self.rotate(condition[i][0], fixed)]
-            return block_positions(frame), torch.cat(keys), torch.cat([v for _, _, v in seen] + [condition[i][1]])
+            keys = [self.rotate(k, block_positions(f)) for f, k, _ in seen] + [
+                self.rotate(condition[i][0], fixed)
+            ]
+            return (
+                block_positions(frame),
+                torch.cat(keys),
+                torch.cat([v for _, _, v in seen] + [condition[i][1]]),
+            )
 
         for i in range(self.c.num_layers):
             h = self.layer(i, h, e0, text, keys_values)

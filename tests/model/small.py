@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from conf.schema import ModelSettings
 from model import parts, tiny
 from model.files import locate
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 TARGET = re.compile(r"(blocks|audio_injector\.injector)\.\d+\..*\b(q|k|v|o|ffn\.0|ffn\.2)\.weight")
 RANK, ALPHA = 4, 8.0

@@ -49,9 +49,21 @@ VARIANTS = {
 def test_other_dimensions_follow_the_specification(variant):
     head_dim, inject, (height, width), steps, blocks_per_clip = VARIANTS[variant]
     config = DiTConfig(
-        dim=head_dim * 2, ffn_dim=20, freq_dim=6, num_heads=2, num_layers=3, in_dim=4, out_dim=4, cond_dim=4,
-        audio_dim=5, audio_inject_layers=inject, num_audio_token=2, text_dim=7, text_len=6, num_wav2vec_layers=3,
-    )  # fmt: skip
+        dim=head_dim * 2,
+        num_heads=2,
+        ffn_dim=20,
+        freq_dim=6,
+        num_layers=3,
+        in_dim=4,
+        out_dim=4,
+        cond_dim=4,
+        text_dim=7,
+        text_len=6,
+        audio_dim=5,
+        audio_inject_layers=inject,
+        num_audio_token=2,
+        num_wav2vec_layers=3,
+    )
     dit, blocks = random_dit(config), blocks_per_clip + 2
     generator = torch.Generator().manual_seed(2)
 
@@ -59,7 +71,12 @@ def test_other_dimensions_follow_the_specification(variant):
         return torch.randn(shape, generator=generator)
 
     conditions = Conditions(
-        random(4, 7), None, random(4, 1, height, width), random(4, 19, height, width), random(3, 5, 12 * blocks), 0
+        random(4, 7),
+        None,
+        random(4, 1, height, width),
+        random(4, 19, height, width),
+        random(3, 5, 12 * blocks),
+        0,
     )
     settings = DenoiseSettings(12 * blocks_per_clip, steps, "euler", 3.0, 0.0, 7, "keep")
     denoiser = Denoiser(dit, settings, height, width, "sdpa", distance=_distance)
@@ -89,12 +106,19 @@ def _naive_steps(dit, conditions, denoiser, cells, blocks_per_clip) -> list[Tens
         naive = NaiveDiT(dit.config, weights, *conditions.reference.shape[-2:])
         text = naive.text(conditions.text.double())
         condition = naive.prefill(conditions.reference.double(), conditions.motion.double(), text)
-        histories = [[[] for _ in range(dit.config.num_layers)] for _ in sigmas]
+        histories: list[list[list]] = [[[] for _ in range(dit.config.num_layers)] for _ in sigmas]
         for block, step, before, _ in cells:
             speech = conditions.speech[:, :, 12 * block : 12 * block + 12].double()
             velocity = naive.velocity(
-                before.double(), 1000 * sigmas[step], 3 * block, 3 * blocks_per_clip, _distance(0, block, step),
-                speech, text, condition, histories[step],
-            )  # fmt: skip
+                before.double(),
+                1000 * sigmas[step],
+                3 * block,
+                3 * blocks_per_clip,
+                _distance(0, block, step),
+                speech,
+                text,
+                condition,
+                histories[step],
+            )
             results.append(before + (sigmas[step + 1] - sigmas[step]) * velocity)
     return results

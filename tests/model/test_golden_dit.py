@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model import golden as golden_sets
@@ -51,7 +52,7 @@ def test_a_truncated_file_is_an_error_and_not_a_pass(golden, tmp_path):
     folder = copy_of(golden, tmp_path)
     path = folder / "dit_block.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(Exception, match="safetensors|SafetensorError|incomplete|Incomplete|invalid"):
+    with pytest.raises(SafetensorError):
         sets.checks(folder)
 
 

@@ -1,12 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from model import checkpoint, lora
-from model.checkpoint import CheckpointError
 from safetensors.torch import save_file
 
+from model import checkpoint, lora
+from model.checkpoint import CheckpointError
 from tests.model import small
 
 torch.set_num_threads(1)
@@ -116,10 +115,9 @@ def test_lora_of_a_vector_is_an_error(m):
 
 
 def test_folder_gives_its_one_lora(m, tmp_path):
-    path = Path(small.with_lora(m, small.lora_state(m)).lora_path_dmd)
     folder = tmp_path / "lora"
     folder.mkdir()
-    path.rename(folder / "any.safetensors")
+    save_file(small.lora_state(m), folder / "any.safetensors")
     m = replace(m, lora_path_dmd=str(folder), lora_alpha=small.ALPHA, lora_rank=small.RANK)
     checkpoint.check(m)
     save_file({"x": torch.ones(1)}, folder / "other.safetensors")

@@ -13,6 +13,8 @@ from model.audio import AdaptiveNorm, CausalConv1d
 from model.cache import CellExchange, KVCache
 from model.dit import CausalDiT
 from model.golden import dit as sets
+from model.golden import dit_block
+from model.golden import recorded as recorded_sets
 from model.layers import Attention
 
 
@@ -39,9 +41,11 @@ def with_reference_time(monkeypatch, wrong) -> None:
     monkeypatch.setattr(
         rope.RopeTable,
         "__init__",
-        lambda self, head_dim, grid, first, last, device: init(self, head_dim, grid, first, last + 80, device),
+        lambda self, head_dim, grid, first, last, device: init(
+            self, head_dim, grid, first, last + 80, device
+        ),
     )
-    for module in (sets, denoise):
+    for module in (dit_block, denoise):
         monkeypatch.setattr(module, "reference_time", wrong)
 
 
@@ -55,10 +59,10 @@ def test_rope_multipliers_are_rounded_to_half_precision(golden, monkeypatch):
 def test_without_rounding_the_clean_blocks_are_those_recorded_without_rounding(golden, dit, monkeypatch):
     """So rounding is all that is between the two recorded results."""
     monkeypatch.setattr(torch.Tensor, "half", lambda tensor: tensor)
-    values, recorded = sets.read(golden, "dit_block")
+    values, recorded = recorded_sets.read(golden, "dit_block")
     sigmas, finals = recorded["sigmas"], []
     with torch.inference_mode():
-        run = sets.BlockRun(dit, values, recorded)
+        run = dit_block.BlockRun(dit, values, recorded)
         run.prefill()
         for block in range(8):
             x = recorded["input.noise"][block // 4][:, block % 4 * 3 : block % 4 * 3 + 3]
@@ -132,7 +136,9 @@ def test_every_step_has_a_ring_of_its_own(golden, monkeypatch):
 def test_the_whole_clip_is_attended(golden, monkeypatch):
     visible = KVCache.visible
     monkeypatch.setattr(
-        KVCache, "visible", lambda self, step, blocks: visible(self, step, min(blocks, self.layout.blocks - 1))
+        KVCache,
+        "visible",
+        lambda self, step, blocks: visible(self, step, min(blocks, self.layout.blocks - 1)),
     )
     assert ("dit_block", "runA.velocity") in failing(golden)
 
@@ -186,7 +192,9 @@ def test_a_block_hears_copies_of_its_own_first_frame(golden, monkeypatch):
 
 def test_audio_convolutions_repeat_the_first_value(golden, monkeypatch):
     def zero_padded(self, x):
-        return F.conv1d(F.pad(x.transpose(1, 2), (2, 0)), self.conv.weight, self.conv.bias, self.conv.stride).mT
+        return F.conv1d(
+            F.pad(x.transpose(1, 2), (2, 0)), self.conv.weight, self.conv.bias, self.conv.stride
+        ).mT
 
     monkeypatch.setattr(CausalConv1d, "forward", zero_padded)
     assert ("audio_encoder", "local_21") in failing(golden)

@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import cache as cache_module
 from model.cache import KVCache
 from model.carry import Carry, CarryError
 from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells
 
 CUT, END = 8, 20
+
+SEAM = 0.005
+"""Largest difference of the first block after the cut, as a share of the picture; 0.003 is what is seen."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def seam(clean, uncut):
 
 def test_first_block_after_a_cut_is_that_of_the_uncut_video_and_the_rest_fades(dit, conditions, uncut, carry):
     differences = seam(resumed(dit, conditions, carry), uncut)
-    assert differences[0] < 0.01
+    assert differences[0] < SEAM
     assert max(differences[8:]) < differences[0]
     assert max(differences[8:]) < 0.001
 
@@ -46,6 +48,14 @@ def test_first_block_after_a_cut_is_that_of_the_uncut_video_and_the_rest_fades(d
 def test_replay_is_deterministic(dit, conditions, carry):
     once, again = (resumed(dit, conditions, carry, CUT + 2) for _ in range(2))
     assert all(torch.equal(once[block], again[block]) for block in once)
+
+
+def test_caches_that_held_another_video_do_not_show(dit, conditions, carry):
+    used = denoiser(dit)
+    render(used, replace(conditions, reference=conditions.reference + 0.5), 6)
+    used.open(conditions, CUT, CUT + 2, carry)
+    expected = resumed(dit, conditions, carry, CUT + 2)
+    assert all(torch.equal(x, expected[block]) for block, x in run_cells(used).items())
 
 
 def test_replayed_blocks_are_not_delivered(dit, conditions, carry):
@@ -56,7 +66,7 @@ def test_without_a_carry_the_seam_is_seen(dit, conditions, uncut, carry):
     """Wrong: the second segment starts from the portrait with nothing before it."""
     fresh = denoiser(dit)
     fresh.open(conditions, CUT, CUT + 2)
-    assert seam(run_cells(fresh), uncut)[0] > 0.01
+    assert seam(run_cells(fresh), uncut)[0] > 10 * SEAM
 
 
 def test_ring_slots_that_are_still_empty_must_not_be_attended(dit, conditions, uncut, carry, monkeypatch):
@@ -64,12 +74,12 @@ def test_ring_slots_that_are_still_empty_must_not_be_attended(dit, conditions, u
     monkeypatch.setattr(
         KVCache, "visible", lambda self, step, blocks: visible(self, step, self.layout.blocks)
     )
-    assert seam(resumed(dit, conditions, carry, CUT + 1), uncut)[0] > 0.01
+    assert seam(resumed(dit, conditions, carry, CUT + 1), uncut)[0] > SEAM
 
 
 def test_the_portrait_as_reference_after_a_cut_is_seen_for_ever(dit, conditions, uncut, carry):
     old = replace(carry, reference=conditions.reference)
-    assert min(seam(resumed(dit, conditions, old), uncut)) > 0.01
+    assert min(seam(resumed(dit, conditions, old), uncut)) > 4 * SEAM
 
 
 def test_replayed_blocks_take_their_own_speech(dit, conditions, uncut, carry):
@@ -88,7 +98,7 @@ def test_a_chain_of_segments_carries_on(dit, conditions, uncut, carry):
     clean = run_cells(second)
     third = resumed(dit, conditions, second.carry())
     assert sorted(clean | third) == list(range(CUT, END))
-    assert max(seam(third, uncut)) < 0.01
+    assert max(seam(third, uncut)) < SEAM
 
 
 def test_a_cut_after_the_first_clip_hands_on_the_first_latent(dit, conditions, uncut):
@@ -146,7 +156,13 @@ def test_carry_of_another_schema_is_refused(carry, monkeypatch):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sample_solver", "unipc"), ("sample_steps", 3), ("sample_shift", 5.0), ("base_seed", 1), ("infer_frames", 24)],
+    [
+        ("sample_solver", "unipc"),
+        ("sample_steps", 3),
+        ("sample_shift", 5.0),
+        ("base_seed", 1),
+        ("infer_frames", 24),
+    ],
 )
 def test_carry_of_other_settings_is_refused_by_name(dit, conditions, carry, field, value):
     other = denoiser(dit, **{field: value})
@@ -174,4 +190,3 @@ def test_carry_holds_no_caches(carry):
     """It grows with the clip and the decoder's history and not with the lesson."""
     assert len(carry.to_bytes()) < 4 * (16 + 8) * 16 * 3 * 12 * 8 * 4
     assert carry.inputs.shape == (4, 4, 16, 3, 12, 8)
-    assert cache_module.KVCache.__name__ not in repr(carry.settings)

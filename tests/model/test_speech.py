@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from model import speech, tiny
 from model.checkpoint import load_speech_encoder
 

@@ -3,19 +3,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
 from model import text, tiny
 from model.checkpoint import load_text_encoder
 from model.golden import encoders
-from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     tiny.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
     return load_text_encoder(tiny.settings(folder))
 
 
@@ -40,21 +47,30 @@ def test_equal_cleaned_prompts_give_equal_embeddings(encoder):
 def test_embedding_is_unpadded_and_ends_with_the_end_token(encoder):
     embedding = encoder.encode("a teacher speaks")
     assert embedding.shape == (encoder.token_count("a teacher speaks"), 32)
-    assert encoder.tokenizer("a").input_ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.tokenizer.encode("a").tokens[-1] == "</s>"
     assert embedding.dtype == torch.float32
 
 
-def test_long_prompt_is_cut_with_its_end_token_kept(encoder):
+def test_long_prompt_is_cut_as_transformers_cuts_it(encoder, folder):
     long = "studio " * 300
     assert encoder.token_count(long) == 301
-    assert encoder.encode(long).shape[0] == encoder.text_len
-    cut = encoder.tokenizer(long, truncation=True, max_length=encoder.text_len).input_ids
-    assert cut[-1] == encoder.tokenizer.eos_token_id
+    librarys = AutoTokenizer.from_pretrained(folder / "google/umt5-xxl")
+    cut = librarys(long, truncation=True, max_length=encoder.text_len).input_ids
+    assert cut[-1] == librarys.eos_token_id
+    assert torch.equal(encoder.encode(long), encoder.encode_ids(torch.tensor(cut)))
 
 
 def test_prompts_in_any_language_are_told_apart(encoder):
-    assert encoder.tokenizer.unk_token_id not in encoder.tokenizer("一位老师 🎓 Straße").input_ids
+    assert "<unk>" not in encoder.tokenizer.encode("一位老师 🎓 Straße").tokens
     assert not torch.equal(encoder.encode("一位老师"), encoder.encode("一位学生"))
+
+
+def test_tokenizer_class_of_the_published_config_does_not_replace_the_published_tokenizer(encoder, tmp_path):
+    tiny.write(tmp_path / "a")
+    config = tmp_path / "a" / "google/umt5-xxl/tokenizer_config.json"
+    config.write_text(config.read_text().replace("PreTrainedTokenizerFast", "T5Tokenizer"))
+    other = load_text_encoder(tiny.settings(tmp_path / "a"))
+    assert torch.equal(other.encode("一位老师"), encoder.encode("一位老师"))
 
 
 def test_empty_prompt_is_the_end_token_alone(encoder):

@@ -1,13 +1,14 @@
-from dataclasses import fields
 from pathlib import Path
 
-import conf
 import pytest
 import torch
+import yaml
+
+import conf
 from conf.schema import ModelSettings
 from model import checkpoint, tiny
-from model.files import locate
-from omegaconf import OmegaConf
+from model.files import CheckpointError, locate
+from model.spec import TextEncoderSpec, VaeSpec
 
 torch.set_num_threads(1)
 
@@ -51,26 +52,32 @@ def test_layout_is_the_published_one(tmp_path):
     checkpoint.check(tiny.settings(tmp_path / "a"))
 
 
+def shipped(model: str) -> ModelSettings:
+    values = yaml.safe_load((Path(conf.__file__).parent / "model" / f"{model}.yaml").read_text())
+    assert values.pop("size")
+    return ModelSettings(
+        **values
+        | {
+            "vae": VaeSpec(**values.get("vae", {})),
+            "text_encoder": TextEncoderSpec(**values.get("text_encoder", {})),
+        }
+    )
+
+
 def test_shipped_settings_describe_what_is_written():
-    path = Path(conf.__file__).parent / "model" / "tiny.yaml"
-    known = {field.name for field in fields(ModelSettings)}
-    values = {name: value for name, value in OmegaConf.load(path).items() if name in known}
-    shipped = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSettings), values))
-    assert shipped == tiny.settings(Path("build/tiny"))
+    assert shipped("tiny") == tiny.settings(Path("build/tiny"))
 
 
-def test_published_model_settings_are_complete():
-    path = Path(conf.__file__).parent / "model" / "liveavatar-14b.yaml"
-    values = OmegaConf.load(path)
-    del values["size"]
-    shipped = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSettings), values))
-    assert shipped.lora_alpha / shipped.lora_rank == 0.5
-    assert (shipped.ckpt_dir, shipped.dtype, shipped.device) == ("Wan-AI/Wan2.2-S2V-14B", "bfloat16", "cuda")
+def test_published_model_has_the_published_scale_and_dtypes():
+    m = shipped("liveavatar-14b")
+    assert m.lora_alpha / m.lora_rank == 0.5
+    assert (m.ckpt_dir, m.dtype, m.vae_dtype) == ("Wan-AI/Wan2.2-S2V-14B", "bfloat16", "bfloat16")
+    assert (m.vae, m.text_encoder) == (VaeSpec(), TextEncoderSpec())
 
 
 def test_folder_with_something_in_it_is_not_written_over(tmp_path):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(CheckpointError, match="not empty"):
         tiny.write(tmp_path)
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 from model import vae
 from model.spec import VaeSpec
 
@@ -152,7 +153,7 @@ def test_sides_that_do_not_divide_are_refused():
 
 
 def test_bfloat16_vae_takes_and_gives_float32():
-    model = vae.Vae(vae.build(VaeSpec(base_dim=2, num_res_blocks=1)).to(torch.bfloat16))
+    model = vae.Vae(vae.build(VaeSpec(base_dim=2, num_res_blocks=1)).bfloat16())
     z = model.encode(torch.rand(3, 1, 16, 16) * 2 - 1)
     pixels = model.stream().push(z)
     assert z.dtype == pixels.dtype == torch.float32

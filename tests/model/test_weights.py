@@ -7,10 +7,10 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import DryRunFileInfo
-from model import checkpoint, files, tensors, weights
-from model.checkpoint import CheckpointError
 from safetensors.torch import load_file
 
+from model import checkpoint, files, tensors, weights
+from model.checkpoint import CheckpointError
 from tests.model import small
 
 torch.set_num_threads(1)
@@ -31,7 +31,8 @@ class FakeHub:
     """Answers for `snapshot_download`: two files, one of which is here already."""
 
     def __init__(self) -> None:
-        self.size, self.fetched = 1000, []
+        self.size = 1000
+        self.fetched: list[tuple[str, Path | None]] = []
 
     def snapshot_download(self, id, *, local_dir=None, ignore_patterns=None, dry_run=False):
         if id.startswith("nobody/"):
