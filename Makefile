@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # `pip --python` installs into an environment from outside, so Debian's separate python3.11-venv is not needed.
-INSTALL = $(PYTHON) -m venv --without-pip $(VENV) && \
-	$(PYTHON) -m pip --python $(VENV) install -c constraints.txt pip
+INSTALL = echo "installing into $(VENV), which takes a minute or two" && \
+	$(PYTHON) -m venv --without-pip $(VENV) && \
+	$(PYTHON) -m pip --python $(VENV) install -q -c constraints.txt pip
 
 .PHONY: setup demo test check docs
 
@@ -28,12 +29,12 @@ docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
 $(VENV)/.product: pyproject.toml constraints.txt
-	$(INSTALL) -e .
-	touch $@
+	@$(INSTALL) -e .
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(INSTALL) -e '.[dev]'
-	touch $@ $(VENV)/.product
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.product
 
 build/tiny: | $(VENV)/.product
 	$(BIN)/lectern weights tiny $@

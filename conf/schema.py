@@ -215,11 +215,17 @@ class RunSettings:
     prepare_cpus: float = 0.25
     """CPUs that Ray reserves for one prepare or mux task."""
 
-    decode_gpus: float = 0.0
-    """GPUs, or a fraction of one, for each decoder when `device` is `cuda`."""
+    denoise_gpus: float = 1.0
+    """GPUs, or a fraction of one, that Ray reserves for one rank when `device` is `cuda`. A fraction lets
+    decoder and conditioner share a card that holds them all: Ray counts, but does not divide the card's
+    memory."""
 
-    condition_gpus: float = 0.0
-    """GPUs, or a fraction of one, for each conditioner when `device` is `cuda`."""
+    decode_gpus: float = 0.5
+    """GPUs, or a fraction of one, for each decoder when `device` is `cuda`; must then be above 0."""
+
+    condition_gpus: float = 0.5
+    """GPUs, or a fraction of one, for each conditioner when `device` is `cuda`; must then be above 0. Decoder
+    and conditioner share the second card of a machine by default."""
 
     cpu_resource: str = ""
     """Name of a custom resource that the cluster's CPU nodes declare; CPU work then asks for a little of it,

@@ -18,6 +18,7 @@ from model import lora, parts, tensors
 from model.dit import CausalDiT
 from model.files import CheckpointError, Files, describe, fingerprint, locate
 from model.parts import Part
+from model.prompt import load_tokenizer
 from model.speech import SpeechEncoder
 from model.text import TextEncoder
 from model.vae import Vae
@@ -100,7 +101,7 @@ def load_text_encoder(m: ModelSettings, progress: Progress | None = None) -> Tex
     """
     files, spec = locate(m), m.text_encoder
     model = fill(parts.text_encoder(files, m), spec.device, spec.dtype, progress)
-    return TextEncoder(model, parts.tokenizer(files), parts.config(files).text_len)
+    return TextEncoder(model, load_tokenizer(files.tokenizer), parts.config(files).text_len)
 
 
 def load_speech_encoder(m: ModelSettings, progress: Progress | None = None) -> SpeechEncoder:

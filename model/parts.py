@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
@@ -17,6 +16,7 @@ from model import speech, tensors, text, vae
 from model.config import ConfigError, DiTConfig
 from model.dit import CausalDiT
 from model.files import CheckpointError, Files, listed, read_json
+from model.prompt import load_tokenizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,17 +75,6 @@ def speech_encoder(files: Files) -> Part[Wav2Vec2Model]:
     return Part(module, (files.speech_encoder,), names, unused=("lm_head.",))
 
 
-def tokenizer(files: Files) -> Tokenizer:
-    """The text encoder's tokenizer, which neither cuts nor pads. Raises CheckpointError."""
-    try:
-        found = Tokenizer.from_file(str(files.tokenizer))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{files.tokenizer}: {error}") from error
-    found.no_truncation()
-    found.no_padding()
-    return found
-
-
 def mismatches(part: Part) -> list[str]:
     """Tensors that are missing, unexpected, misshapen or there twice, or the files that cannot be read."""
     wanted, present = part.shapes(), dict[str, tuple[int, ...]]()
@@ -134,7 +123,7 @@ def disagreements(files: Files, m: ModelSettings) -> list[str]:
 
 def vocabulary(files: Files, m: ModelSettings) -> list[str]:
     """A tokenizer with tokens that the text encoder does not know."""
-    size = tokenizer(files).get_vocab_size()
+    size = load_tokenizer(files.tokenizer).get_vocab_size()
     if size <= m.text_encoder.vocab_size:
         return []
     return [

@@ -1,16 +1,13 @@
-"""The text encoder: UMT5 from transformers, read from upstream's names, and how a prompt is cleaned."""
+"""The text encoder: UMT5 from transformers, read from upstream's names."""
 
 from __future__ import annotations
 
-import html
-import re
-
-import ftfy
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from model.prompt import clean
 from model.spec import TextEncoderSpec
 
 
@@ -56,29 +53,14 @@ def _upstream_name(name: str) -> str:
     return name.replace("shared.", "token_embedding.")
 
 
-def clean(prompt: str) -> str:
-    """Mends broken Unicode, undoes HTML escapes (twice, as pages are escaped twice) and collapses white
-    space.
-    """
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
-
-
 class TextEncoder:
-    """A loaded UMT5 encoder with its tokenizer. `text_len` is the most tokens that the transformer takes.
-
-    The tokenizer is the published `tokenizer.json` itself: going by `tokenizer_config.json`, transformers 5
-    builds a T5 tokenizer of its own around the vocabulary, without the normaliser and the byte fallback.
-    """
+    """A loaded UMT5 encoder with its tokenizer. `text_len` is the most tokens that the transformer takes."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, text_len: int) -> None:
         model.tie_weights()
         self.model = model
         self.tokenizer = tokenizer
         self.text_len = text_len
-
-    def token_count(self, prompt: str) -> int:
-        """Tokens of the whole prompt, the end token included; those beyond `text_len` are not encoded."""
-        return len(self.tokenizer.encode(clean(prompt)).ids)
 
     def encode(self, prompt: str) -> Tensor:
         """Prompt -> [tokens, text_dim] float32 on the encoder's device, unpadded.

@@ -192,7 +192,7 @@ def _weights(arguments: argparse.Namespace) -> int:
 
     action, folder, values = arguments.action, arguments.folder, _pairs(arguments.values)
     if folder is not None and "=" in folder.name:
-        raise SettingsError(f"{folder}: the folder comes before the settings")
+        values, folder = {**_pairs([str(folder)]), **values}, None
     if action == "pull":
         return weights.pull(folder, values, arguments.dry_run)
     if folder is None:

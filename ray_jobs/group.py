@@ -29,7 +29,7 @@ class Replica:
     """A group of one rank, which holds all layers and all caches: no communication, no bubbles."""
 
     def __init__(self, backend: Backend, settings: Settings) -> None:
-        gpus = 1.0 if settings.device == "cuda" else 0.0
+        gpus = settings.denoise_gpus if settings.device == "cuda" else 0.0
         self._rank = backend.start(RankWorker, settings, resources=Resources(settings.denoise_cpus, gpus))
 
     def submit(self, method: str, *args: object) -> Ref:

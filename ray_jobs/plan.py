@@ -185,7 +185,7 @@ def plan(request: Request, console: Console) -> int:
         console.print(
             f"identities are not those of a run, since there are no weights: {error}\n", style="yellow"
         )
-        weights, location = "none", None
+        weights, location = "", None
     store = Store(location) if location else None
     found = make_plan(request, effective, weights, store, LocalBackend)
     show_plan(found, console)

@@ -2,11 +2,14 @@
 needed."""
 
 import hashlib
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
 
 from conf.schema import Settings
+from model.files import CheckpointError
+from model.prompt import unused_tokens
 from stages import portrait, sound
 from stages.cuts import cut, frames_of, samples_of_clips, sound_window
 from stages.identity import segment_id
@@ -19,7 +22,8 @@ PREPARE_VERSION = 1
 
 
 def check(lesson: Lesson, weights: str) -> Prepared:
-    """Reads portrait and recording once and plans the lesson. `weights` is the fingerprint of the weights.
+    """Reads portrait and recording once and plans the lesson. `weights` is the fingerprint of the weights,
+    empty where a plan is made before they are there.
 
     Raises RowError for whatever is wrong with the row's files or settings.
     """
@@ -30,7 +34,7 @@ def check(lesson: Lesson, weights: str) -> Prepared:
     speech = recording.speech[: _limit(lesson.settings)]
     shortened = len(speech) < len(recording.speech)
     sound_seconds = len(speech) / SAMPLE_RATE if shortened else recording.seconds
-    notes = picture_notes + recording.warnings
+    notes = picture_notes + recording.warnings + _notes(lesson)
     if shortened:
         notes.append(
             f"audio: num_clip={lesson.settings.num_clip} renders {sound_seconds:.2f} of "
@@ -67,6 +71,19 @@ def require_unchanged(lesson: Lesson, prepared: Prepared) -> None:
     with open_input("audio", lesson.audio) as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != prepared.sound_sha256:  # type: ignore[arg-type]
             raise RowError("audio", lesson.audio, "has changed since it was checked; run again")
+
+
+def _notes(lesson: Lesson) -> list[str]:
+    """What is allowed and yet will surprise."""
+    notes = []
+    with suppress(CheckpointError):  # a plan may be made before the weights are there
+        if unused := unused_tokens(lesson.settings, lesson.prompt):
+            notes.append(f"prompt: its last {unused} tokens are not used; the model takes no more")
+    if lesson.settings.sample_guide_scale and lesson.settings.lora_path_dmd:
+        notes.append(
+            "sample_guide_scale: doubles time and caches, and a distilled LoRA does not want guidance"
+        )
+    return notes
 
 
 def _limit(settings: Settings) -> int | None:

@@ -58,6 +58,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decode_cpus": (0, math.inf),
     "condition_cpus": (0, math.inf),
     "prepare_cpus": (0, math.inf),
+    "denoise_gpus": (0, math.inf),
     "decode_gpus": (0, math.inf),
     "condition_gpus": (0, math.inf),
     "max_tries": (1, math.inf),
@@ -127,8 +128,14 @@ def _generation_rules(settings: Settings) -> Iterator[Violation]:
 
 
 def _run_rules(settings: Settings) -> Iterator[Violation]:
-    for name in ("decode_gpus", "condition_gpus"):
+    for name in ("denoise_gpus", "decode_gpus", "condition_gpus"):
         value = _value(settings, name)
+        if settings.device == "cuda" and not value:
+            yield (
+                name,
+                str(value),
+                "must be above 0 with device=cuda: Ray hides all GPUs otherwise",
+            )
         if value > 1 and value % 1:
             yield name, str(value), "must be a whole number above 1; only one GPU can be shared"
 

@@ -105,7 +105,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Process id of a cluster on this machine, with a job server; both listen on loopback only."""
     os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
     log = tmp_path_factory.mktemp("ray") / "head.log"
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4"]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=4"]
     command += [f"--port={RAY_PORT}", "--node-ip-address=127.0.0.1", "--object-store-memory=500000000"]
     command += [f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
     with log.open("wb") as file:

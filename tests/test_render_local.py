@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -31,7 +32,7 @@ def hashes(out: Path) -> dict[str, str]:
     return {row["lesson_id"]: row["sha256"] for row in results(out)}
 
 
-def events(out: Path, name: str) -> list[dict[str, object]]:
+def events(out: Path, name: str) -> list[dict[str, Any]]:
     lines = (out / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == name]
 

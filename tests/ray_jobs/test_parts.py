@@ -97,9 +97,12 @@ def test_out_of_gpu_memory_is_tried_twice_at_most() -> None:
 def test_events_are_whole_lines_also_from_several_threads(tmp_path: Path) -> None:
     log = EventLog(Folder(str(tmp_path)))
     log.emit("run_started", run="r", lessons=1)
-    threads = [
-        threading.Thread(target=lambda: [log.emit("frames", done=n) for n in range(50)]) for _ in range(4)
-    ]
+
+    def emit() -> None:
+        for number in range(50):
+            log.emit("frames", done=number)
+
+    threads = [threading.Thread(target=emit) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
