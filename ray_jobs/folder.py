@@ -17,6 +17,12 @@ class FolderError(Exception):
     """A file could not be read or written; the text says which, where and why."""
 
 
+def join(uri: str, name: str) -> str:
+    """The path or URI of `name` inside a folder; options of the filesystem stay behind the path."""
+    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
 class Folder:
     """Small whole files under one root.
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, LocalBackend, Resources
 from ray_jobs.check import check_lessons
+from ray_jobs.folder import join
 from ray_jobs.lessons import output_name, read_rows
 from ray_jobs.progress import duration
 from ray_jobs.settings import Effective, Layer, resolve
@@ -170,8 +171,8 @@ def _short(value: Any) -> str:
 
 
 def default_store(out: str) -> str:
-    """The store of an output folder that has none of its own."""
-    return f"{out.rstrip('/')}/.lectern" if "://" in out else str(Path(out).absolute() / ".lectern")
+    """The store of an output folder that was given no other."""
+    return join(out if "://" in out else str(Path(out).absolute()), ".lectern")
 
 
 def plan(request: Request, console: Console) -> int:

@@ -18,7 +18,7 @@ from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resource
 from ray_jobs.delivery import Deliveries
 from ray_jobs.events import EventLog
 from ray_jobs.failures import failure_class
-from ray_jobs.folder import Folder, FolderError
+from ray_jobs.folder import Folder, FolderError, join
 from ray_jobs.lessons import output_name
 from ray_jobs.loading import CannotStart, watch_loading
 from ray_jobs.plan import Plan, Refused, Request, default_store, make_plan, show_problems, show_settings
@@ -222,7 +222,7 @@ class Run:
         return code
 
     def _where(self, lesson: Lesson) -> str:
-        return f"{self.out.uri.rstrip('/')}/{output_name(lesson)}"
+        return join(self.out.name, output_name(lesson))
 
     def _ended(self, result: Result) -> None:
         self._events.emit(

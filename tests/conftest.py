@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import psutil
 import pytest
 import soundfile
+from pyarrow import fs
 
 from ray_jobs.plan import Request
 from ray_jobs.settings import Layer
@@ -127,3 +130,34 @@ def _wait_for_head(log: Path, head: subprocess.Popen[bytes]) -> None:
         if head.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"the Ray head did not start:\n{log.read_text()}")
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """host:port of an S3 server of our own, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def s3_uri(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a folder of its own on the S3 server."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    query = f"?scheme=http&region=us-east-1&endpoint_override={quote(s3_server)}&allow_bucket_creation=true"
+    filesystem, _ = fs.FileSystem.from_uri(f"s3://courses{query}")
+    filesystem.create_dir("courses")
+    return f"s3://courses/night-{os.urandom(4).hex()}{query}"

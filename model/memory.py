@@ -1,0 +1,289 @@
+"""How many bytes a configuration needs, before anything is allocated.
+
+The transformer's share is a formula of its dimensions. The encoders and the video autoencoder are other
+people's code: what they hold is found by running them on the meta device, which takes no memory and no time
+to speak of. Neither knows what a device's libraries take for themselves (CUDA's context, workspaces of
+convolutions and products), which is for a reserve to hold.
+
+D is the model's width, F that of its feed-forward, `itemsize` the bytes of one weight or activation (2 for
+bfloat16, 4 for float32).
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import UMT5EncoderModel, Wav2Vec2Model
+
+from model.cache import TokenLayout, token_layout
+from model.carry import DECODER_HISTORY, DenoiseSettings
+from model.config import DiTConfig
+from model.dit import CausalDiT
+from model.framepack import KERNELS
+from model.noise import MAX_DISTANCE
+from model.rope import reference_time
+from model.vae import Vae
+
+FLOAT32 = 4
+FLOAT64 = 8
+
+
+@dataclass(frozen=True)
+class DiTParameters:
+    """Numbers of parameters of the transformer."""
+
+    layers: int
+    """All layers, without the injections between them."""
+    audio_injector: int
+    audio_encoder: int
+    frame_packer: int
+    embeddings: int
+    """Of patches, pose, text, time and kind of token."""
+    head: int
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class DenoiserMemory:
+    """Bytes of a `Denoiser` that holds all layers."""
+
+    parameters: int
+    rings: int
+    """Rolling caches: one per denoising step and prompt."""
+    condition: int
+    """Keys and values of reference and motion, once per two steps, and the reference's unrotated keys."""
+    text: int
+    """Keys and values of the prompts."""
+    segment: int
+    """Latents, positions and speech of the open segment."""
+    activations: int
+    """Most that one call holds besides."""
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class VaeMemory:
+    """Bytes of the video autoencoder for one size of picture."""
+
+    encoder: int
+    """Parameters."""
+    decoder: int
+    """Parameters."""
+    stream: int
+    """What an open decode stream keeps between calls: two frames before each causal convolution."""
+    decode: int
+    """Most that decoding one latent frame holds besides its stream's old state."""
+    encode: int
+    """Most that encoding the frames holds."""
+
+
+@dataclass(frozen=True)
+class EncoderMemory:
+    """Bytes of a text or speech encoder."""
+
+    parameters: int
+    activations: int
+    """Most that one call holds besides."""
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.activations
+
+
+class LiveBytes(TorchDispatchMode):
+    """Watches the storages that the calls inside make: bytes alive now, and the most that were at once.
+
+    Storages made before do not count, nor does what a kernel allocates and frees within itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = set(_storages((args, kwargs)))
+        result = func(*args, **(kwargs or {}))
+        for key, storage in _storages(result).items():
+            if key not in given:
+                self.alive += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.alive)
+        return result
+
+    def _free(self, nbytes: int) -> None:
+        self.alive -= nbytes
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return {storage._cdata: storage for storage in storages}
+
+
+# The transformer.
+
+
+def dit_parameters(config: DiTConfig) -> DiTParameters:
+    """Counted on the meta device."""
+    with torch.device("meta"):
+        dit = CausalDiT(config)
+    counts = {
+        "layers": dit.blocks,
+        "audio_injector": dit.audio_injector,
+        "audio_encoder": dit.casual_audio_encoder,
+        "frame_packer": dit.frame_packer,
+        "head": dit.head,
+    }
+    parts = {name: _count(module) for name, module in counts.items()}
+    return DiTParameters(embeddings=_count(dit) - sum(parts.values()), **parts)
+
+
+def key_value_bytes(config: DiTConfig, tokens: int, itemsize: int) -> int:
+    """Keys and values of `tokens` tokens in every layer: tokens * 2 D * layers * itemsize."""
+    return tokens * 2 * config.dim * config.num_layers * itemsize
+
+
+def denoiser(
+    config: DiTConfig, settings: DenoiseSettings, height: int, width: int, blocks: int, itemsize: int
+) -> DenoiserMemory:
+    """A `Denoiser` for latents of `height` x `width` and segments of `blocks` blocks.
+
+    Per prompt (two with guidance): `sample_steps` rings of one clip, ceil(sample_steps / 2) conditions with
+    as many sets of unrotated reference keys (half a condition's worth of the reference's tokens; from the
+    first prefill on there is one set), and `text_len` keys and values.
+    """
+    layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
+    prompts = 2 if settings.sample_guide_scale else 1
+    steps, pairs = settings.sample_steps, (settings.sample_steps + 1) // 2
+    condition = key_value_bytes(config, layout.condition, itemsize)
+    reference_keys = key_value_bytes(config, layout.reference, itemsize) // 2
+    return DenoiserMemory(
+        parameters=dit_parameters(config).total * itemsize,
+        rings=prompts * steps * key_value_bytes(config, layout.ring, itemsize),
+        condition=prompts * pairs * (condition + reference_keys),
+        text=prompts * key_value_bytes(config, config.text_len, itemsize),
+        segment=segment(config, settings, layout, blocks, itemsize),
+        activations=max(
+            cell_activations(config, layout, itemsize), prefill_activations(config, layout, itemsize)
+        ),
+    )
+
+
+def segment(
+    config: DiTConfig, settings: DenoiseSettings, layout: TokenLayout, blocks: int, itemsize: int
+) -> int:
+    """Bytes that an open segment of `blocks` blocks keeps: inputs of the last clip's cells, the decoder's
+    history, positions of condition and video, and the speech of as many blocks as there are steps."""
+    latent_frame = layout.reference * _patch(config)
+    cells = layout.blocks * settings.sample_steps
+    inputs = cells * config.num_frames_per_block * latent_frame * itemsize
+    frames = DECODER_HISTORY + config.num_frames_per_block
+    history = frames * latent_frame * FLOAT32
+    side = config.head_dim // 2 // 3
+    times = reference_time(blocks * config.num_frames_per_block, MAX_DISTANCE) + 1
+    rope = times * (config.head_dim // 2 - 2 * side) + layout.reference * 2 * side
+    positions = 2 * FLOAT32 * (rope + layout.condition * (config.head_dim // 2))
+    heard = config.num_frames_per_block * (config.num_audio_token + 2) * config.dim * itemsize
+    return inputs + history + positions + settings.sample_steps * heard
+
+
+def layer_activations(config: DiTConfig, tokens: int, itemsize: int) -> int:
+    """tokens * (D (5 itemsize + 4) + 2 F itemsize), when the feed-forward applies its GELU.
+
+    Alive then are the layer's input, rotated queries, attended values, queries of the text and the normed
+    input of the feed-forward, the residual sum in float32, and the GELU's input and output.
+    """
+    return tokens * (config.dim * (5 * itemsize + FLOAT32) + 2 * config.ffn_dim * itemsize)
+
+
+def cell_activations(config: DiTConfig, layout: TokenLayout, itemsize: int) -> int:
+    """Most that the call of one cell holds: in a layer, or while it encodes the block's speech.
+
+    In a layer there are also the positions and x of the call. The speech encoder joins the repeated first
+    frame to the block's features and weights them in float32 (twice the features), or has the features and a
+    float32 copy of its largest convolution's weights, 3 * D / 2 * D.
+    """
+    positions = 2 * FLOAT32 * (config.head_dim // 2) * (layout.block + layout.reference)
+    x = 2 * layout.block * _patch(config) * FLOAT32
+    layer = layer_activations(config, layout.block, itemsize) + positions + x
+    frames = config.motion_frames_pixel + config.frames_per_block
+    features = config.num_wav2vec_layers * config.audio_dim * frames * FLOAT32
+    weights = 3 * config.dim // 2 * config.dim * FLOAT32 if itemsize < FLOAT32 else 0
+    return max(layer, features + max(features, weights))
+
+
+def prefill_activations(config: DiTConfig, layout: TokenLayout, itemsize: int) -> int:
+    """Most that a prefill holds: in a layer, or with the weights of the coarsest motion convolution, which
+    are used in float64."""
+    frames, rows, columns = KERNELS["proj_4x"]
+    weights = config.dim * config.in_dim * frames * rows * columns * FLOAT64
+    return max(layer_activations(config, layout.condition, itemsize), weights)
+
+
+# The other models, as modules on the meta device in the dtype that they will have.
+
+
+@torch.inference_mode()
+def vae(model: AutoencoderKLWan, height: int, width: int, frames: int) -> VaeMemory:
+    """For pictures of `height` x `width` pixels, of which 1 + 4 n = `frames` are encoded at once."""
+    on_meta = Vae(model)
+    latent = torch.zeros(on_meta.z_dim, 1, *on_meta.latent_hw(height, width), device="meta")
+    pixels = torch.zeros(3, frames, height, width, device="meta")
+    stream = on_meta.stream()
+    with LiveBytes() as kept:
+        for _ in range(2):
+            stream.push(latent)
+    return VaeMemory(
+        encoder=_nbytes(model.encoder) + _nbytes(model.quant_conv),
+        decoder=_nbytes(model.decoder) + _nbytes(model.post_quant_conv),
+        stream=kept.alive,
+        decode=peak(lambda: stream.push(latent)),
+        encode=peak(lambda: on_meta.encode(pixels)),
+    )
+
+
+@torch.inference_mode()
+def text_encoder(model: UMT5EncoderModel, tokens: int) -> EncoderMemory:
+    """For prompts of `tokens` tokens."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    return EncoderMemory(_nbytes(model), peak(lambda: model(input_ids=ids)))
+
+
+@torch.inference_mode()
+def speech_encoder(model: Wav2Vec2Model, samples: int) -> EncoderMemory:
+    """For a window of `samples` 16 kHz samples; attention reaches over all of it."""
+    inputs = torch.zeros(1, samples, dtype=model.dtype, device="meta")
+    return EncoderMemory(_nbytes(model), peak(lambda: model(inputs, output_hidden_states=True)))
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Most bytes that are alive at once of those that the call makes."""
+    with LiveBytes() as mode:
+        call()
+    return mode.peak
+
+
+def _patch(config: DiTConfig) -> int:
+    """Latent values of one token."""
+    return config.in_dim * config.patch_size[1] * config.patch_size[2]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
