@@ -54,7 +54,7 @@ class SoundSettings:
 
     cut_search_seconds: float = 5.0
     """A cut is moved to the quietest clip boundary within this distance, and a rest shorter than twice this
-    plus 2 s joins the last segment. Must be less than a quarter of `segment_seconds`."""
+    plus 2 s joins the last segment. Must be at most a quarter of `segment_seconds`."""
 
     audio_context_seconds: float = 10.0
     """Speech features of a segment are computed from its sound plus this much on each side. Less makes

@@ -64,7 +64,7 @@ class DenoiserMemory:
     text: int
     """Keys and values of the prompts."""
     segment: int
-    """Latents, positions and speech of the open segment."""
+    """Latents, positions and timesteps of the open segment."""
     activations: int
     """Most that one call holds besides."""
 
@@ -84,7 +84,7 @@ class VaeMemory:
     stream: int
     """What an open decode stream keeps between calls: two frames before each causal convolution."""
     decode: int
-    """Most that decoding one latent frame holds besides its stream's old state."""
+    """Most that decoding one latent frame holds besides the streams."""
     encode: int
     """Most that encoding the frames holds."""
 
@@ -162,8 +162,8 @@ def denoiser(
     """A `Denoiser` for latents of `height` x `width` and segments of `blocks` blocks.
 
     Per prompt (two with guidance): `sample_steps` rings of one clip, ceil(sample_steps / 2) conditions with
-    as many sets of unrotated reference keys (half a condition's worth of the reference's tokens; from the
-    first prefill on there is one set), and `text_len` keys and values.
+    as many sets of unrotated reference keys (from the first prefill on there is one set), and `text_len` keys
+    and values.
     """
     layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
     prompts = 2 if settings.sample_guide_scale else 1
@@ -177,7 +177,8 @@ def denoiser(
         text=prompts * key_value_bytes(config, config.text_len, itemsize),
         segment=segment(config, settings, layout, blocks, itemsize),
         activations=max(
-            cell_activations(config, layout, itemsize), prefill_activations(config, layout, itemsize)
+            cell_activations(config, layout, itemsize),
+            prefill_activations(config, layout, height, width, itemsize),
         ),
     )
 
@@ -185,19 +186,22 @@ def denoiser(
 def segment(
     config: DiTConfig, settings: DenoiseSettings, layout: TokenLayout, blocks: int, itemsize: int
 ) -> int:
-    """Bytes that an open segment of `blocks` blocks keeps: inputs of the last clip's cells, the decoder's
-    history, positions of condition and video, and the speech of as many blocks as there are steps."""
-    latent_frame = layout.reference * _patch(config)
-    cells = layout.blocks * settings.sample_steps
-    inputs = cells * config.num_frames_per_block * latent_frame * itemsize
-    frames = DECODER_HISTORY + config.num_frames_per_block
-    history = frames * latent_frame * FLOAT32
-    side = config.head_dim // 2 // 3
+    """Bytes that a `Denoiser` and its open segment of `blocks` blocks keep between calls besides caches.
+
+    x before each cell of the last clip, the first block, the decoder's history with the block that it was
+    joined with, RoPE multipliers of the condition, of the video's frames and of the places in a frame, and
+    the embedding of every timestep and of 0.
+    """
+    block_values = layout.block * _patch(config)
+    inputs = layout.blocks * settings.sample_steps * block_values * itemsize
+    history = DECODER_HISTORY * layout.reference * _patch(config)
+    latents = FLOAT32 * (history + 2 * block_values)
+    channels = config.head_dim // 2
+    side = channels // 3
     times = reference_time(blocks * config.num_frames_per_block, MAX_DISTANCE) + 1
-    rope = times * (config.head_dim // 2 - 2 * side) + layout.reference * 2 * side
-    positions = 2 * FLOAT32 * (rope + layout.condition * (config.head_dim // 2))
-    heard = config.num_frames_per_block * (config.num_audio_token + 2) * config.dim * itemsize
-    return inputs + history + positions + settings.sample_steps * heard
+    rope = layout.condition * channels + times * (channels - 2 * side) + layout.reference * 2 * side
+    embedded = (settings.sample_steps + 1) * 7 * config.dim
+    return inputs + latents + FLOAT32 * (2 * rope + embedded)
 
 
 def layer_activations(config: DiTConfig, tokens: int, itemsize: int) -> int:
@@ -212,25 +216,34 @@ def layer_activations(config: DiTConfig, tokens: int, itemsize: int) -> int:
 def cell_activations(config: DiTConfig, layout: TokenLayout, itemsize: int) -> int:
     """Most that the call of one cell holds: in a layer, or while it encodes the block's speech.
 
-    In a layer there are also the positions and x of the call. The speech encoder joins the repeated first
-    frame to the block's features and weights them in float32 (twice the features), or has the features and a
-    float32 copy of its largest convolution's weights, 3 * D / 2 * D.
+    In a layer there are also the call's RoPE multipliers, its x in float32 and its speech. The speech encoder
+    joins the repeated first frame to the block's features and weights them in float32 (twice the features),
+    or has the features and a float32 copy of its largest convolution's weights, 3 D / 2 x D.
     """
-    positions = 2 * FLOAT32 * (config.head_dim // 2) * (layout.block + layout.reference)
-    x = 2 * layout.block * _patch(config) * FLOAT32
-    layer = layer_activations(config, layout.block, itemsize) + positions + x
+    rope = 2 * FLOAT32 * (config.head_dim // 2) * (layout.block + layout.reference)
+    x = FLOAT32 * layout.block * _patch(config)
+    heard = config.num_frames_per_block * (config.num_audio_token + 2) * config.dim * itemsize
     frames = config.motion_frames_pixel + config.frames_per_block
-    features = config.num_wav2vec_layers * config.audio_dim * frames * FLOAT32
-    weights = 3 * config.dim // 2 * config.dim * FLOAT32 if itemsize < FLOAT32 else 0
-    return max(layer, features + max(features, weights))
+    features = FLOAT32 * config.num_wav2vec_layers * config.audio_dim * frames
+    weights = FLOAT32 * 3 * (config.dim // 2) * config.dim if itemsize < FLOAT32 else 0
+    in_layer = layer_activations(config, layout.block, itemsize) + rope + heard
+    return x + max(in_layer, features + max(features, weights))
 
 
-def prefill_activations(config: DiTConfig, layout: TokenLayout, itemsize: int) -> int:
-    """Most that a prefill holds: in a layer, or with the weights of the coarsest motion convolution, which
-    are used in float64."""
+def prefill_activations(
+    config: DiTConfig, layout: TokenLayout, height: int, width: int, itemsize: int
+) -> int:
+    """Most that a prefill holds: in a layer, or in the coarsest motion convolution.
+
+    That one is a product in float64: its weights, and its patches in float32 and float64, beside the padded
+    history.
+    """
     frames, rows, columns = KERNELS["proj_4x"]
-    weights = config.dim * config.in_dim * frames * rows * columns * FLOAT64
-    return max(layer_activations(config, layout.condition, itemsize), weights)
+    kernel = config.in_dim * frames * rows * columns
+    tokens = (config.framepack_zip_frame_buckets[2] // frames) * (height // rows) * (width // columns)
+    history = FLOAT32 * config.motion_frames_latent * config.in_dim * height * width
+    packing = kernel * (FLOAT64 * config.dim + (FLOAT32 + FLOAT64) * tokens) + history
+    return max(layer_activations(config, layout.condition, itemsize), packing)
 
 
 # The other models, as modules on the meta device in the dtype that they will have.
@@ -243,14 +256,14 @@ def vae(model: AutoencoderKLWan, height: int, width: int, frames: int) -> VaeMem
     latent = torch.zeros(on_meta.z_dim, 1, *on_meta.latent_hw(height, width), device="meta")
     pixels = torch.zeros(3, frames, height, width, device="meta")
     stream = on_meta.stream()
-    with LiveBytes() as kept:
-        for _ in range(2):
+    with LiveBytes() as decoding:
+        for _ in range(3):
             stream.push(latent)
     return VaeMemory(
         encoder=_nbytes(model.encoder) + _nbytes(model.quant_conv),
         decoder=_nbytes(model.decoder) + _nbytes(model.post_quant_conv),
-        stream=kept.alive,
-        decode=peak(lambda: stream.push(latent)),
+        stream=decoding.alive,
+        decode=decoding.peak - decoding.alive,
         encode=peak(lambda: on_meta.encode(pixels)),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from ray_jobs.progress import duration
 from ray_jobs.settings import Effective, Layer, resolve
 from ray_jobs.store import Store
 from stages import manifest
-from stages.types import FPS, Lesson, Prepared, Problem
+from stages.types import FPS, Lesson, Prepared, Problem, Row
+
+_LOOKUP_THREADS = 16
 
 
 class Refused(Exception):
@@ -52,8 +56,8 @@ class Plan:
     """A course that has been checked."""
 
     effective: Effective
-    rows: dict[int, str]
-    """Row number -> lesson id, of every row that was asked for."""
+    rows: list[Row]
+    """Every row that was asked for, as it stands in the manifest."""
     ready: list[tuple[Lesson, Prepared]]
     problems: list[Problem]
     in_store: frozenset[str]
@@ -81,31 +85,36 @@ def make_plan(
     if not rows and problems:
         raise Refused("\n".join(str(problem) for problem in problems))
     course = read_rows(rows, request.manifest, effective, request.fill, problems)
-    ids = {row.number: row.values.get("lesson_id") or request.fill.get("lesson_id", "") for row in rows}
-    ids |= {problem.row: problem.lesson_id for problem in problems if problem.row not in ids}
-    chosen = _choose(ids, request)
-    lessons = [lesson for lesson in course.lessons if lesson.number in chosen]
+    # A line that could not be read is a row too, of which only the id may be known.
+    unread = {problem.row: problem.lesson_id for problem in problems if problem.row}
+    rows += [Row(number, {"lesson_id": lesson_id}) for number, lesson_id in unread.items()]
+    chosen = _choose(rows, request)
+    numbers = {row.number for row in chosen}
+    lessons = [lesson for lesson in course.lessons if lesson.number in numbers]
     task = Resources(effective.settings.prepare_cpus, custom=effective.settings.cpu_resource)
     checked = check_lessons(lessons, weights, store, backend, task)
-    found = [problem for problem in course.problems if problem.row in chosen or problem.row == 0]
-    segments = {segment.id for _, prepared in checked.ready for segment in prepared.segments}
-    in_store = frozenset(id for id in segments if store is not None and store.find(id) is not None)
-    return Plan(
-        effective,
-        {number: id for number, id in ids.items() if number in chosen},
-        checked.ready,
-        sorted([*found, *checked.problems], key=lambda problem: problem.row),
-        in_store,
-    )
+    found = [problem for problem in course.problems if problem.row in numbers or problem.row == 0]
+    problems = sorted([*found, *checked.problems], key=lambda problem: problem.row)
+    return Plan(effective, chosen, checked.ready, problems, _kept(checked.ready, store))
 
 
-def _choose(ids: Mapping[int, str], request: Request) -> set[int]:
-    """Rows that `--only` and `--limit` leave."""
-    unknown = [id for id in request.only if id not in ids.values()]
+def _kept(ready: list[tuple[Lesson, Prepared]], store: Store | None) -> frozenset[str]:
+    """Identities of the lessons' segments that the store has."""
+    if store is None:
+        return frozenset()
+    ids = list({segment.id for _, prepared in ready for segment in prepared.segments})
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as threads:
+        return frozenset(id for id, found in zip(ids, threads.map(store.find, ids), strict=True) if found)
+
+
+def _choose(rows: list[Row], request: Request) -> list[Row]:
+    """Rows that `--only` and `--limit` leave, in the manifest's order."""
+    ids = {row.values.get("lesson_id", "") for row in rows}
+    unknown = [lesson_id for lesson_id in request.only if lesson_id not in ids]
     if unknown:
         raise Refused(f"--only {','.join(unknown)}: the manifest has no lesson of that id")
-    numbers = [number for number, id in sorted(ids.items()) if not request.only or id in request.only]
-    return set(numbers[: request.limit])
+    wanted = [row for row in rows if not request.only or row.values.get("lesson_id") in request.only]
+    return sorted(wanted, key=lambda row: row.number)[: request.limit]
 
 
 # ---------------------------------------------------------------- for the eye
@@ -166,8 +175,13 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if dataclasses.is_dataclass(value):
+        # A group of its own, of which only what differs from the published model is worth a line.
+        other = [
+            f for f in dataclasses.fields(value) if getattr(value, f.name) != getattr(type(value)(), f.name)
+        ]
+        return " ".join(f"{f.name}={getattr(value, f.name)}" for f in other) or "as published"
+    return str(value)
 
 
 def default_store(out: str) -> str:

@@ -81,7 +81,9 @@ class Result:
 
 def begin(plan: Plan) -> dict[int, Result]:
     """A result for every row that was asked for: the bad ones final, the others not started."""
-    results = {number: Result(number, lesson_id) for number, lesson_id in plan.rows.items()}
+    results = {row.number: Result(row.number, row.values.get("lesson_id", "")) for row in plan.rows}
+    for row in plan.rows:
+        results[row.number].extras = {k: v for k, v in row.values.items() if k.startswith("x_")}
     for lesson, prepared in plan.ready:
         results[lesson.number].plan(lesson, prepared)
     for number, group in itertools.groupby(plan.problems, key=lambda problem: problem.row):

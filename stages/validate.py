@@ -109,8 +109,8 @@ def _sound_rules(settings: Settings) -> Iterator[Violation]:
     search, segment = settings.cut_search_seconds, settings.segment_seconds
     if not 0 < segment < math.inf:
         return
-    if not search < segment / 4:
-        yield "cut_search_seconds", str(search), f"must be less than a quarter of segment_seconds={segment}"
+    if search > segment / 4:
+        yield "cut_search_seconds", str(search), f"must be at most a quarter of segment_seconds={segment}"
     if not 2 * search >= settings.infer_frames / FPS:
         yield (
             "cut_search_seconds",

@@ -12,6 +12,7 @@ from model.cache import CellExchange
 from model.denoise import Denoiser
 from model.dit import CausalDiT
 from model.golden.recorded import load_dit
+from model.noise import relative_distance
 from model.solver import SolverState
 from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells
 
@@ -37,6 +38,19 @@ def test_same_video_twice_has_equal_bits(dit, conditions, video):
 
 def test_another_seed_is_another_video(dit, conditions, video):
     assert not same(render(denoiser(dit, base_seed=421), conditions, 6), video)
+
+
+def test_distance_of_the_reference_is_that_of_seed_block_and_step(dit, conditions, video):
+    asked = []
+
+    def recorded(seed, block, step):
+        asked.append((seed, block, step))
+        return relative_distance(seed, block, step)
+
+    assert same(render(Denoiser(dit, SETTINGS, 12, 8, "sdpa", recorded), conditions, 6), video)
+    assert asked == [(420, block, step) for block in range(6) for step in range(4)]
+    fixed = Denoiser(dit, SETTINGS, 12, 8, "sdpa", lambda seed, block, step: 30)
+    assert not same(render(fixed, conditions, 6), video)
 
 
 @pytest.mark.parametrize("threads", [2, 4])

@@ -82,6 +82,14 @@ def test_the_portrait_as_reference_after_a_cut_is_seen_for_ever(dit, conditions,
     assert min(seam(resumed(dit, conditions, old), uncut)) > 4 * SEAM
 
 
+def test_motion_goes_on_from_the_carry(dit, conditions, carry):
+    moved = replace(carry, motion=carry.motion.roll(3, dims=1))
+    expected = resumed(dit, conditions, carry, CUT + 1)
+    assert not torch.equal(resumed(dit, conditions, moved, CUT + 1)[CUT], expected[CUT])
+    still = replace(conditions, motion=conditions.motion.roll(3, dims=1))
+    assert torch.equal(resumed(dit, still, carry, CUT + 1)[CUT], expected[CUT])
+
+
 def test_replayed_blocks_take_their_own_speech(dit, conditions, uncut, carry):
     """A segment's features begin with its first replayed block."""
     window = replace(conditions, speech=conditions.speech[:, :, 12 * (CUT - 4) :], speech_first_block=CUT - 4)

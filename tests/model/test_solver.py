@@ -57,6 +57,7 @@ def test_a_step_changes_neither_its_state_nor_the_solver(name):
     once, again = (solver.step(first, given, 1) for _ in range(2))
     assert pickle.dumps(first) == before
     assert torch.equal(once.x, again.x)
+    assert pickle.dumps(solver.start(given)) == pickle.dumps(Solver(name, 4, 3.0).start(given))
 
 
 def test_timesteps_are_upstreams_with_the_last_shifted_twice():
