@@ -196,12 +196,10 @@ def segment(
     inputs = layout.blocks * settings.sample_steps * block_values * itemsize
     history = DECODER_HISTORY * layout.reference * _patch(config)
     latents = FLOAT32 * (history + 2 * block_values)
-    channels = config.head_dim // 2
-    side = channels // 3
     times = reference_time(blocks * config.num_frames_per_block, MAX_DISTANCE) + 1
-    rope = layout.condition * channels + times * (channels - 2 * side) + layout.reference * 2 * side
+    rope = config.head_dim * (layout.condition + times + layout.reference)
     embedded = (settings.sample_steps + 1) * 7 * config.dim
-    return inputs + latents + FLOAT32 * (2 * rope + embedded)
+    return inputs + latents + FLOAT32 * (rope + embedded)
 
 
 def layer_activations(config: DiTConfig, tokens: int, itemsize: int) -> int:
@@ -220,7 +218,7 @@ def cell_activations(config: DiTConfig, layout: TokenLayout, itemsize: int) -> i
     joins the repeated first frame to the block's features and weights them in float32 (twice the features),
     or has the features and a float32 copy of its largest convolution's weights, 3 D / 2 x D.
     """
-    rope = 2 * FLOAT32 * (config.head_dim // 2) * (layout.block + layout.reference)
+    rope = FLOAT32 * config.head_dim * (layout.block + layout.reference)
     x = FLOAT32 * layout.block * _patch(config)
     heard = config.num_frames_per_block * (config.num_audio_token + 2) * config.dim * itemsize
     frames = config.motion_frames_pixel + config.frames_per_block

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ray_jobs.folder import FolderError
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
 from ray_jobs.settings import FIELDS, Layer, SettingsError, from_file, named, unknown
 from stages.manifest import init as manifest_for
 
-REFUSED = 2
+REFUSED, NOT_ALL_DELIVERED = 2, 3
+"""Exit codes; `docs/read-a-failure.md` has them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Refused, SettingsError) as error:
         print(f"lectern: {error}", file=sys.stderr)
         return REFUSED
+    except FolderError as error:
+        # The lessons are over, but what became of them cannot be written down.
+        print(f"lectern: {error}", file=sys.stderr)
+        return NOT_ALL_DELIVERED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,12 +4,15 @@ from."""
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ray_jobs.folder import Folder
+from ray_jobs.folder import Folder, FolderError
+
+_log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 """`time` (seconds since 1970), `event` (its name) and what belongs to it, such as `lesson` or `segment`."""
@@ -42,21 +45,29 @@ class EventLog:
         entry: Event = {"time": round(time.time(), 3), "event": event, **values}
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            if self._file is not None:
-                self._file.write(line)
-            else:
-                self._remote += line
-                if time.monotonic() - self._uploaded > self._upload_seconds:
-                    self._upload()
+            try:
+                self._keep(line)
+            except (OSError, FolderError) as error:
+                # A full disk must not end lessons that are being rendered; what they need of it fails by itself.
+                _log.warning("events.jsonl: %s was not recorded: %s", event, error)
             for listener in self._listeners:
                 listener(entry)
 
     def close(self) -> None:
+        """Raises FolderError if the last events cannot be uploaded."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
             else:
                 self._upload()
+
+    def _keep(self, line: bytes) -> None:
+        if self._file is not None:
+            self._file.write(line)
+            return
+        self._remote += line
+        if time.monotonic() - self._uploaded > self._upload_seconds:
+            self._upload()
 
     def _upload(self) -> None:
         self._folder.write("events.jsonl", self._remote)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.files import CheckpointError, fingerprint
+from model.spec import TextEncoderSpec, VaeSpec
 from ray_jobs.backend import Backend, LocalBackend, Resources
 from ray_jobs.check import check_lessons
 from ray_jobs.folder import join
@@ -175,13 +176,11 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _short(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        # A group of its own, of which only what differs from the published model is worth a line.
-        other = [
-            f for f in dataclasses.fields(value) if getattr(value, f.name) != getattr(type(value)(), f.name)
-        ]
-        return " ".join(f"{f.name}={getattr(value, f.name)}" for f in other) or "as published"
-    return str(value)
+    if not isinstance(value, VaeSpec | TextEncoderSpec):
+        return str(value)
+    published = dataclasses.asdict(type(value)())
+    other = {name: part for name, part in dataclasses.asdict(value).items() if part != published[name]}
+    return " ".join(f"{name}={part}" for name, part in other.items()) or "as published"
 
 
 def default_store(out: str) -> str:
