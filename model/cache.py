@@ -17,7 +17,6 @@ Shape suffixes: B batch (always 1), L tokens of the call, S tokens in the cache,
 C = D / 2.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,26 +46,24 @@ class TokenLayout:
 
 def condition_positions(config: DiTConfig, height: int, width: int) -> Tensor:
     """RoPE positions [L, 3] of the condition tokens in a prefill, for latents of `height` x `width`."""
-    rows, columns = height // config.patch_size[1], width // config.patch_size[2]
+    rows, columns = config.grid(height, width)
     reference = grid_positions([REFERENCE_TIME], list(range(rows)), list(range(columns)))
     return torch.cat((reference, motion_positions(height, width, config.framepack_zip_frame_buckets)))
 
 
 def token_layout(config: DiTConfig, height: int, width: int, blocks: int) -> TokenLayout:
     """Layout for latents of `height` x `width` and clips of `blocks` blocks."""
-    frame = (height // config.patch_size[1]) * (width // config.patch_size[2])
+    rows, columns = config.grid(height, width)
     condition = len(condition_positions(config, height, width))
-    return TokenLayout(frame, condition, config.num_frames_per_block * frame, blocks)
+    return TokenLayout(rows * columns, condition, config.num_frames_per_block * rows * columns, blocks)
 
 
 class KVCache:
     """Condition and rings of one or two denoising steps, for some of the layers.
 
-    Where steps of different clips are under way at once, one of each pair may need a newer condition than
-    the other: such layouts make a cache for each step.
-
     `steps` is one step, or an even step and the odd one after it. A cell of one step does not touch the
-    ring of the other, but both see the same condition.
+    ring of the other, but both see the same condition. Where steps of different clips are under way at
+    once, one of them may need a newer condition than the other: such layouts make a cache for each step.
     """
 
     def __init__(
@@ -161,7 +158,6 @@ def caches(
     config: DiTConfig, layout: TokenLayout, sample_steps: int, device: torch.device, dtype: torch.dtype
 ) -> list[KVCache]:
     """Caches of all layers for all denoising steps; step s has its ring in number s // 2."""
-    pairs: Iterable[tuple[int, ...]] = (
-        tuple(range(even, min(even + 2, sample_steps))) for even in range(0, sample_steps, 2)
-    )
-    return [KVCache(config, layout, steps, range(config.num_layers), device, dtype) for steps in pairs]
+    steps = range(sample_steps)
+    pairs = [tuple(steps[even : even + 2]) for even in steps[::2]]
+    return [KVCache(config, layout, pair, range(config.num_layers), device, dtype) for pair in pairs]

@@ -93,6 +93,10 @@ class DiTConfig:
         """Video frames of a block: the autoencoder makes 4 of each latent frame."""
         return 4 * self.num_frames_per_block
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a latent frame of `height` x `width`."""
+        return height // self.patch_size[1], width // self.patch_size[2]
+
     @classmethod
     def from_file(cls, path: Path) -> "DiTConfig":
         """Reads a `config.json`. Raises ConfigError with the key, its value and the rule.

@@ -227,7 +227,7 @@ class Denoiser:
                 range(dit.config.num_layers),
                 Context(time, text, speech, exchange, self.attend),
             )
-            velocities.append(dit.velocity(hidden, dit.grid(*self.block_shape[2:]), time))
+            velocities.append(dit.velocity(hidden, *self.block_shape[2:], time))
         if len(velocities) == 1:
             return velocities[0]
         positive, negative = velocities
@@ -262,7 +262,9 @@ class Denoiser:
         """Of the blocks [first_block, end_block), counted from the video's origin, and of the reference."""
         head_dim, (_, frames, height, width) = self.dit.config.head_dim, self.block_shape
         last = reference_time(end_block * frames, MAX_DISTANCE)
-        return RopeTable(head_dim, self.dit.grid(height, width), first_block * frames, last, self.dit.device)
+        return RopeTable(
+            head_dim, self.dit.config.grid(height, width), first_block * frames, last, self.dit.device
+        )
 
     def _prefill(self, segment: _Segment) -> None:
         """Condition tokens through all layers once per prompt, at t = 0 and without speech."""

@@ -152,10 +152,6 @@ class CausalDiT(nn.Module):
     def device(self) -> torch.device:
         return self.patch_embedding.weight.device
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a latent frame of `height` x `width`."""
-        return height // self.config.patch_size[1], width // self.config.patch_size[2]
-
     # What a call needs besides tokens.
 
     def encode_time(self, timestep: float) -> TimeEmbedding:
@@ -222,10 +218,13 @@ class CausalDiT(nn.Module):
                 x_BLD = self.audio_injector(index, x_BLD, context.speech, context.attend)
         return x_BLD
 
-    def velocity(self, x_BLD: Tensor, grid: tuple[int, int], time: TimeEmbedding) -> Tensor:
-        """Hidden states after the last layer -> velocity [C, F, h, w] float32."""
+    def velocity(self, x_BLD: Tensor, height: int, width: int, time: TimeEmbedding) -> Tensor:
+        """Hidden states after the last layer -> velocity [C, F, height, width] float32."""
         patches = self.head(x_BLD, time)[0]
-        (rows, columns), (patch_rows, patch_columns) = grid, self.config.patch_size[1:]
+        (rows, columns), (_, patch_rows, patch_columns) = (
+            self.config.grid(height, width),
+            self.config.patch_size,
+        )
         patches = patches.view(-1, rows, columns, patch_rows, patch_columns, self.config.out_dim)
         return patches.permute(5, 0, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 

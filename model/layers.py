@@ -1,7 +1,7 @@
 """Parts that the transformer's modules share.
 
-Shape suffixes: B batch, L tokens, N heads, D channels (of a head after a split into heads, else of the
-model).
+Shape suffixes: B batch, L tokens, N heads, D channels (of a head where there are heads, else of the model);
+C, F, H, W of latents, K values of a patch.
 """
 
 import torch.nn.functional as F
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """The projections around an attention. Queries and keys are normalised over the whole width, all heads
-    at once."""
+    """The projections around an attention. Queries and keys are normalised over all heads at once."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -40,10 +39,11 @@ class Attention(nn.Module):
 def project_patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
     """A convolution whose stride is its kernel, as tokens [1, L, D] in the order frame, row, column.
 
-    What does not fill a patch is left out. It is a matrix product of patches in float64, rounded once:
-    libraries cut convolutions and products of few rows among their threads, and only so does the cut not
-    show in the bits.
+    Takes latents in the dtype of the weights and leaves out what does not fill a patch. It is a matrix
+    product of patches in float64, rounded once: libraries cut convolutions and products of few rows among
+    their threads, and in float64 the cut does not show in the bits.
     """
+    x_CFHW = x_CFHW.to(conv.weight.dtype)
     # Each axis becomes two, (patch, place in the patch), so that the next one is two further.
     for axis, size in zip((1, 3, 5), conv.kernel_size, strict=True):
         count = x_CFHW.shape[axis] // size

@@ -4,6 +4,7 @@ both."""
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -141,6 +142,14 @@ class _RayWorker:
         ray.kill(self._actor)
 
 
+def _require_reachable(address: str) -> None:
+    """Raises OSError at once where `ray.init` would try for minutes and then end the process."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+
+
 class RayBackend:
     """Workers are sync actors without restarts, so that a lost one is seen and its work done again by us.
 
@@ -162,6 +171,7 @@ class RayBackend:
             cpus = max(os.cpu_count() or 1, int(-(-num_cpus // 1)))
             ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
         else:
+            _require_reachable(address)
             ray.init(address, **common)
 
     def start(self, cls: type, *args: Any, resources: Resources) -> Worker:

@@ -10,14 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ray_jobs.exit_codes import NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.folder import FolderError
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
 from ray_jobs.settings import FIELDS, Layer, SettingsError, from_file, named, unknown
 from stages.manifest import init as manifest_for
-
-REFUSED, NOT_ALL_DELIVERED = 2, 3
-"""Exit codes; `docs/read-a-failure.md` has them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except (Refused, SettingsError) as error:
         print(f"lectern: {error}", file=sys.stderr)
-        return REFUSED
+        return NOTHING_STARTED
     except FolderError as error:
         # The lessons are over, but what became of them cannot be written down.
         print(f"lectern: {error}", file=sys.stderr)

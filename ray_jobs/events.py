@@ -48,7 +48,7 @@ class EventLog:
             try:
                 self._keep(line)
             except (OSError, FolderError) as error:
-                # A full disk must not end lessons that are being rendered; what they need of it fails by itself.
+                # A full disk ends no lesson here; what a lesson needs of it fails by itself.
                 _log.warning("events.jsonl: %s was not recorded: %s", event, error)
             for listener in self._listeners:
                 listener(entry)

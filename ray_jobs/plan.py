@@ -16,6 +16,7 @@ from model.files import CheckpointError, fingerprint
 from model.spec import TextEncoderSpec, VaeSpec
 from ray_jobs.backend import Backend, LocalBackend, Resources
 from ray_jobs.check import check_lessons
+from ray_jobs.exit_codes import ALL_DELIVERED, NOT_ALL_DELIVERED
 from ray_jobs.folder import join
 from ray_jobs.lessons import output_name, read_rows
 from ray_jobs.progress import duration
@@ -203,4 +204,4 @@ def plan(request: Request, console: Console) -> int:
     store = Store(location) if location else None
     found = make_plan(request, effective, weights, store, LocalBackend)
     show_plan(found, console)
-    return 3 if found.problems else 0
+    return NOT_ALL_DELIVERED if found.problems else ALL_DELIVERED

@@ -45,7 +45,10 @@ class Summary:
             handler(event)
 
     def _on_run_started(self, event: Event) -> None:
-        self.run, self.started, self.lessons = event["run"], event["time"], event["lessons"]
+        self.run, self.started = event["run"], event["time"]
+
+    def _on_checked(self, event: Event) -> None:
+        self.lessons = event["lessons"]
 
     def _on_work_planned(self, event: Event) -> None:
         self.segments, self.frames = event["segments"], event["frames"]
@@ -80,6 +83,8 @@ class Summary:
 
     def _on_run_ended(self, event: Event) -> None:
         self.exit_code = event["exit_code"]
+        if event.get("reason"):
+            self.failures.append(("the run", event["reason"]))
 
     @property
     def frames_per_second(self) -> float | None:

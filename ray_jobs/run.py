@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 import uuid
 from collections import Counter
@@ -17,6 +16,7 @@ from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resources
 from ray_jobs.delivery import Deliveries
 from ray_jobs.events import EventLog
+from ray_jobs.exit_codes import ALL_DELIVERED, INTERRUPTED, NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.failures import failure_class
 from ray_jobs.folder import Folder, FolderError, join
 from ray_jobs.lessons import output_name
@@ -30,9 +30,6 @@ from ray_jobs.settings import resolve
 from ray_jobs.store import Store
 from ray_jobs.workers import check_weights
 from stages.types import Lesson, Measured, Prepared, as_dict
-
-ALL_DELIVERED, NOTHING_STARTED, NOT_ALL_DELIVERED, INTERRUPTED = 0, 2, 3, 130
-"""Exit codes."""
 
 Work = list[tuple[Lesson, Prepared]]
 Walk = Callable[[Road, Lesson, Prepared, Result], Measured]
@@ -53,7 +50,6 @@ class Run:
         self._backend: Backend | None = None
         self._interrupted = False
         self._started = time.monotonic()
-        self._lock = threading.Lock()
         try:
             self.out = Folder(request.out)
             self.home = Store(default_store(request.out))
@@ -65,11 +61,15 @@ class Run:
             raise Refused(f"--out {request.out}: {error}") from error
         self._summary = Summary()
         self._events.listen(self._summary.feed)
+        self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self._events.emit("run_started", run=self._name, manifest=request.manifest)
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            self._events.emit("run_ended", exit_code=NOTHING_STARTED, reason=str(error))
         self._events.close()
         if self._backend is not None:
             self._backend.stop()
@@ -88,11 +88,10 @@ class Run:
         if self.request.strict and plan.problems:
             raise Refused(f"--strict: {len(plan.problems)} problems, so nothing was rendered")
         self.results = begin(plan)
-        run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-        self._events.emit("run_started", run=run, lessons=len(plan.rows), manifest=self.request.manifest)
-        self.home.put_run(run, "settings", as_dict(self.effective))
+        self._events.emit("checked", lessons=len(plan.rows), problems=len(plan.problems))
+        self.home.put_run(self._name, "settings", as_dict(self.effective))
         segments = {lesson.lesson_id: [s.id for s in prepared.segments] for lesson, prepared in plan.ready}
-        self.home.put_run(run, "identities", segments)
+        self.home.put_run(self._name, "identities", segments)
         return plan
 
     def not_delivered(self, plan: Plan) -> Work:
@@ -122,7 +121,10 @@ class Run:
             self._backend = LocalBackend()
         elif self._backend is None:
             began = time.monotonic()
-            self._backend = RayBackend(self.request.address, cpus_needed(self.effective.settings))
+            try:
+                self._backend = RayBackend(self.request.address, cpus_needed(self.effective.settings))
+            except (OSError, RuntimeError, ValueError) as error:
+                raise Refused(f"--address {self.request.address}: Ray cannot be used: {error}") from error
             seconds = round(time.monotonic() - began, 1)
             self._events.emit("ray_started", seconds=seconds)
             self.console.print(f"Ray started in {seconds} s", highlight=False)

@@ -330,3 +330,10 @@ def test_missing_weights_are_refused_before_anything_else(course: Course, tmp_pa
     course.add("a", 0.5)
     with pytest.raises(Refused, match="ckpt_dir"):
         render(course.request(tmp_path / "no-weights", tmp_path / "out"))
+
+
+def test_a_cluster_that_is_not_there_is_refused(course: Course, weights: Path, tmp_path: Path) -> None:
+    course.add("a", 0.5)
+    with pytest.raises(Refused, match=r"--address 127\.0\.0\.1:1"):
+        render(course.request(weights, tmp_path / "out", "127.0.0.1:1"))
+    assert events(tmp_path / "out", "run_ended")[-1]["exit_code"] == 2

@@ -1,5 +1,4 @@
-"""Compares this program's arithmetic with recorded reference data, on any folder laid out like
-`tests/golden`.
+"""Compares our arithmetic with recorded reference data, on any folder laid out like `tests/golden`.
 
 The folder's README is the specification of the data and of the tolerances. Dimensions, numbers of layers,
 steps and clips, and distances all come from the files.
@@ -39,8 +38,7 @@ class Check:
 
 
 def compare(set_name: str, quantity: str, ours: Tensor, recorded: Tensor, tolerance: float) -> Check:
-    """Raises ValueError if the shapes differ. A NaN on either side is a difference that no tolerance
-    holds."""
+    """Raises ValueError if the shapes differ. A NaN on either side is within no tolerance."""
     if ours.shape != recorded.shape:
         raise ValueError(f"{set_name} {quantity}: {list(ours.shape)}, recorded {list(recorded.shape)}")
     difference = (ours.cpu().double() - recorded.cpu().double()).abs().max().item()

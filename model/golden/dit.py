@@ -1,5 +1,4 @@
-"""The sets of the transformer; here `denoise_loop`, `audio_encoder` and `framepack`: its loop and its small
-parts."""
+"""The transformer's sets; here `denoise_loop`, `audio_encoder` and `framepack`: its loop and small parts."""
 
 from pathlib import Path
 from typing import Any

@@ -40,8 +40,8 @@ class BlockRun:
         layout = token_layout(config, height, width, self.blocks)
         clips = max(run["clips"] for run in values["runs"].values())
         last = reference_time(clips * values["frames_per_clip"], MAX_DISTANCE)
-        self.grid = dit.grid(height, width)
-        self.rope = RopeTable(config.head_dim, self.grid, 0, last, device)
+        self.size = height, width
+        self.rope = RopeTable(config.head_dim, config.grid(height, width), 0, last, device)
         self.attend = attention_backend("sdpa", device)
         self.text = dit.encode_text(recorded["input.context"].to(device))
         self.caches = caches(config, layout, values["denoise_steps"], device, dit.dtype)
@@ -87,7 +87,7 @@ class BlockRun:
         context = Context(time, self.text, dit.encode_speech(speech.to(dit.device)), exchange, self.attend)
         hidden = dit.embed(x.to(dit.device), pose.to(dit.device))
         hidden = dit.run_layers(hidden, range(config.num_layers), context)
-        return dit.velocity(hidden, self.grid, time).cpu()
+        return dit.velocity(hidden, *self.size, time).cpu()
 
 
 def _prefill_checks(dit: CausalDiT, values: dict[str, Any], recorded: Recorded) -> list[Check]:

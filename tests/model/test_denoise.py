@@ -266,6 +266,12 @@ def test_bfloat16_stays_near_float32_with_caches_of_half_the_size(golden, condit
         assert 0 < rms(ours - expected, expected) < 0.03
 
 
+def test_replay_embeds_what_the_first_run_embedded(golden):
+    """The carry keeps x in the dtype of the weights, so nothing finer may enter the network."""
+    half, x = load_dit(golden, "cpu").bfloat16(), torch.randn(16, 3, 12, 8)
+    assert torch.equal(half.embed(x), half.embed(x.bfloat16()))
+
+
 def test_time_is_embedded_in_float32_whatever_the_weights(golden):
     half = load_dit(golden, "cpu").bfloat16()
     time = half.encode_time(857.6923)

@@ -96,7 +96,10 @@ def test_activations_of_a_cell_are_predicted_within_a_tenth(config, size, dtype)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("config", "size"),
-    [(TINY, (16, 16)), (replace(WIDE, dim=512, ffn_dim=2048, num_layers=1, audio_inject_layers=()), (48, 48))],
+    [
+        (TINY, (16, 16)),
+        (replace(WIDE, dim=512, ffn_dim=2048, num_layers=1, audio_inject_layers=()), (48, 48)),
+    ],
     ids=["packing-is-most", "a-layer-is-most"],
 )
 def test_activations_of_a_prefill_are_predicted_within_a_tenth(config, size, dtype):
@@ -169,7 +172,9 @@ def test_decode_stream_keeps_two_frames_before_every_causal_convolution():
     level_1 = 4 * (8 + 16 + 16 + 16) + 4 * 16
     level_2 = 16 * (8 + 8 + 8 + 8)
     level_3 = 64 * (4 + 4 + 4 + 4) + 64 * 4
-    assert memory.vae(model, 32, 48, 1).stream == 2 * 4 * frame * (mid + level_0 + level_1 + level_2 + level_3)
+    assert memory.vae(model, 32, 48, 1).stream == 2 * 4 * frame * (
+        mid + level_0 + level_1 + level_2 + level_3
+    )
 
 
 def test_14b_at_704x384():

@@ -137,7 +137,8 @@ def summary_of(*events: dict[str, object]) -> Summary:
 
 def test_progress_counts_what_the_events_say() -> None:
     summary = summary_of(
-        {"event": "run_started", "run": "r", "lessons": 3},
+        {"event": "run_started", "run": "r"},
+        {"event": "checked", "lessons": 3},
         {"event": "work_planned", "segments": 4, "frames": 1000},
         {"event": "loading", "stage": "transformer", "bytes": 10_000_000_000, "total": 32_600_000_000},
         {"event": "frames", "done": 50},
@@ -169,7 +170,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter(
-        summary_of({"event": "run_started", "run": "r", "lessons": 3}), 0.02, Console(file=None)
+        summary_of({"event": "checked", "lessons": 3}), 0.02, Console(file=None)
     )
     reporter.start()
     threading.Event().wait(0.2)
