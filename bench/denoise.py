@@ -1,16 +1,17 @@
 """The transformer with random weights: speed, components and memory once its ring is full."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bench.measure import Spread, building, gib, peak_bytes, seconds, synchronize
+from bench.components import Components
+from bench.measure import Spread, building, mib, peak_bytes, seconds
 from model import flops, memory
-from model.cache import token_layout
+from model.cache import TokenLayout, token_layout
 from model.config import DiTConfig
 from model.denoise import Conditions, Denoiser, DenoiseSettings
 from model.dit import CausalDiT, DiTBlock
@@ -49,75 +50,6 @@ def random_conditions(config: DiTConfig, height: int, width: int, blocks: int) -
     )
 
 
-class Components:
-    """Times what a `Denoiser` spends where, while entered: marks on the GPU's own clock, or CPU time.
-
-    Hooks on the modules and a wrapper around the attention backend; of nested ones the outermost counts.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser, self._attend = denoiser, denoiser.attend
-        self._cuda = denoiser.dit.device.type == "cuda"
-        self._hooks: list[Any] = []
-        self._spans: list[tuple[str, Any, Any]] = []
-        self._depth, self._begin = 0, None
-
-    def __enter__(self) -> "Components":
-        dit = self._denoiser.dit
-        for block in cast(list[DiTBlock], list(dit.blocks)):
-            own, text = block.self_attn, block.cross_attn
-            self._watch("projections", own.q, own.k, own.v, own.o)
-            self._watch("text", text.q, text.o)
-            self._watch("ffn", block.ffn)
-        self._watch("injection", dit.audio_injector, dit.casual_audio_encoder)
-        self._watch("embeddings", dit.head)
-        self._denoiser.attend = replace(self._attend, attend=self._timed_attention)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._denoiser.attend = self._attend
-        for hook in self._hooks:
-            hook.remove()
-
-    def seconds(self) -> dict[str, float]:
-        """By the names of `model.flops.Flops`; what is left of a call's time is norms, positions and sums."""
-        synchronize(self._denoiser.dit.device)
-        totals: dict[str, float] = {}
-        for name, begin, end in self._spans:
-            elapsed = begin.elapsed_time(end) / 1e3 if self._cuda else end - begin
-            totals[name] = totals.get(name, 0.0) + elapsed
-        return totals
-
-    def _watch(self, name: str, *modules: torch.nn.Module) -> None:
-        for module in modules:
-            self._hooks.append(module.register_forward_pre_hook(lambda *_: self._start()))
-            self._hooks.append(module.register_forward_hook(lambda *_: self._stop(name)))
-
-    def _timed_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        of_text = any(k is keys for keys, _ in self._denoiser.segment.texts[0])
-        self._start()
-        out = self._attend(q, k, v)
-        self._stop("text" if of_text else "self_attention")
-        return out
-
-    def _start(self) -> None:
-        if self._depth == 0:
-            self._begin = self._now()
-        self._depth += 1
-
-    def _stop(self, name: str) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._spans.append((name, self._begin, self._now()))
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
 def run_block(denoiser: Denoiser, block: int) -> Tensor:
     """All steps of a block, with the second prefill where it belongs; its clean latents."""
     if block == denoiser.blocks_per_clip and denoiser.settings.reference != "keep":
@@ -130,10 +62,13 @@ def run_block(denoiser: Denoiser, block: int) -> Tensor:
 
 
 def compile_layers(dit: CausalDiT, backend: str) -> None:
-    """Compiles what lies before and after each layer's self-attention."""
-    for block in dit.blocks:
-        for name in ("project", "finish"):
-            setattr(block, name, torch.compile(getattr(block, name), backend=backend, dynamic=False))
+    """Compiles what lies before and after each layer's self-attention, once for all layers."""
+    for block in cast(list[DiTBlock], list(dit.blocks)):
+        project, finish = (
+            torch.compile(method, backend=backend, dynamic=False, fullgraph=True)
+            for method in (block.project, block.finish)
+        )
+        block.__dict__.update(project=project, finish=finish)
 
 
 @dataclass(frozen=True)
@@ -146,91 +81,103 @@ class DenoiseTimes:
     tflops: float
     """10^12 operations per second, from the median block."""
     components: dict[str, dict[str, float]]
-    """Name -> seconds in one block, and TFLOP/s where operations are counted."""
-    hooks_cost: float
-    """Time of the block that was measured by component, against the median."""
+    """Name -> `seconds` in one block, and `tflops` (10^12 per second) where operations are counted."""
+    marked: float
+    """Seconds of the block that was measured by component."""
     same_bits: bool
     """Whether rendering the beginning again gave the same latents."""
     predicted_bytes: int
-    measured_bytes: int
-    """Peak of caches, segment and activations, without parameters."""
+    """Caches, segment and activations, without parameters."""
+    measured_bytes: int | None
+    """Likewise, at their peak; None for compiled layers on a CPU, where storages cannot be watched."""
 
 
 def denoise(
-    dit: CausalDiT, settings: DenoiseSettings, height: int, width: int, repeats: int, budget: float
+    dit: CausalDiT,
+    settings: DenoiseSettings,
+    height: int,
+    width: int,
+    repeats: int,
+    budget: float,
+    compiled: bool,
 ) -> DenoiseTimes:
     """Renders past the second prefill, twice, then times up to `repeats` blocks (at least one) for about
-    `budget` seconds."""
+    `budget` seconds, and one more by component."""
     config, device = dit.config, dit.device
-    clip = settings.infer_frames // config.frames_per_block
-    end = clip + 2 + repeats
+    layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
+    first = layout.blocks + 1
+    end = first + repeats + 1
     given = random_conditions(config, height, width, end)
-    made: list[Denoiser] = []
 
-    def begin() -> Tensor:
-        if not made:
-            made.append(Denoiser(dit, settings, height, width, "sdpa"))
-        made[0].open(given, 0, end)
-        return [run_block(made[0], block) for block in range(clip + 1)][-1]
+    def beginning() -> tuple[Denoiser, Tensor]:
+        denoiser = Denoiser(dit, settings, height, width, "sdpa")
+        denoiser.open(given, 0, end)
+        return denoiser, [run_block(denoiser, block) for block in range(first)][-1]
 
-    first: list[Tensor] = []
-    measured = peak_bytes(device, lambda: first.append(begin()))
-    same_bits = torch.equal(first[0], begin())
-    denoiser, samples, start = made[0], list[float](), time.perf_counter()
-    for block in range(clip + 1, end - 1):
-        samples.append(seconds(device, partial(run_block, denoiser, block)))
-        if time.perf_counter() - start > budget:
-            break
-    spread = Spread.of(samples)
-    with Components(denoiser) as clock:
-        hooked = seconds(device, lambda: run_block(denoiser, clip + 1 + len(samples)))
-    layout = token_layout(config, height, width, clip)
+    expected = beginning()[1]
+    made: list[tuple[Denoiser, Tensor]] = []
+    if compiled and device.type == "cpu":
+        measured, (denoiser, again) = None, beginning()
+    else:
+        measured = peak_bytes(device, lambda: made.append(beginning()))
+        denoiser, again = made.pop()
+    samples = _time_blocks(denoiser, range(first, end - 1), budget)
+    block = Spread.of(samples)
+    with Components(denoiser, compiled) as clock:
+        marked = seconds(device, partial(run_block, denoiser, first + len(samples)))
     predicted = memory.denoiser(config, settings, height, width, end, dit.dtype.itemsize)
     return DenoiseTimes(
-        block=spread,
-        fps=config.frames_per_block / spread.median,
-        tflops=flops.block(config, layout, settings.sample_steps) / spread.median / 1e12,
-        components=_rates(config, settings, height, width, clock.seconds(), hooked),
-        hooks_cost=hooked / spread.median - 1,
-        same_bits=same_bits,
+        block=block,
+        fps=config.frames_per_block / block.median,
+        tflops=flops.block(config, layout, settings.sample_steps) / block.median / 1e12,
+        components=_rates(config, layout, settings.sample_steps, clock.seconds(), marked),
+        marked=marked,
+        same_bits=torch.equal(expected, again),
         predicted_bytes=predicted.total - predicted.parameters,
         measured_bytes=measured,
     )
 
 
+def _time_blocks(denoiser: Denoiser, blocks: range, budget: float) -> list[float]:
+    samples, start = list[float](), time.perf_counter()
+    for block in blocks:
+        samples.append(seconds(denoiser.dit.device, partial(run_block, denoiser, block)))
+        if time.perf_counter() - start > budget:
+            break
+    return samples
+
+
 def _rates(
-    config: DiTConfig,
-    settings: DenoiseSettings,
-    height: int,
-    width: int,
-    spent: dict[str, float],
-    whole: float,
+    config: DiTConfig, layout: TokenLayout, steps: int, spent: dict[str, float], whole: float
 ) -> dict[str, dict[str, float]]:
-    layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
-    work = flops.cell(config, layout, layout.blocks)
-    rates = {
-        name: {
-            "seconds": spent[name],
-            "tflops": settings.sample_steps * getattr(work, name) / spent[name] / 1e12,
-        }
-        for name in spent
-    }
-    return {**rates, "rest": {"seconds": whole - sum(spent.values())}}
+    """Seconds and TFLOP/s of the components of a block that took `whole` seconds."""
+    cell = flops.cell(config, layout, layout.blocks)
+    work = {name: steps * count for name, count in asdict(cell).items()}
+    work["injection"] += flops.speech(config)
+    work["project"] = work["projections"] * 3 // 4
+    work["finish"] = work["projections"] // 4 + work["text"] + work["ffn"]
+    del work["embeddings"]
+    rates = {name: {"seconds": elapsed} for name, elapsed in spent.items()}
+    for name in rates.keys() & work.keys():
+        rates[name]["tflops"] = work[name] / spent[name] / 1e12
+    rates["rest"] = {"seconds": whole - sum(spent.values())}
+    return rates
 
 
 def table(times: DenoiseTimes) -> str:
     """A line for the whole, then one per component with its share of the time."""
     block = times.block
     lines = [
-        f"block        {block.median:9.4f} s   {times.tflops:8.3f} TFLOP/s   {times.fps:7.2f} FPS   "
+        f"block          {block.median:9.4f} s  {times.tflops:8.3f} TFLOP/s  {times.fps:8.2f} FPS  "
         f"(min {block.min:.4f}, max {block.max:.4f}, {block.samples} samples, noise {block.noise:.0%})"
     ]
-    whole = sum(part["seconds"] for part in times.components.values())
     for name, part in times.components.items():
         rate = f"{part['tflops']:8.3f} TFLOP/s" if "tflops" in part else " " * 16
-        lines.append(f"  {name:15}{part['seconds']:7.4f} s  {rate}   {part['seconds'] / whole:6.1%}")
-    lines.append(f"memory       predicted {gib(times.predicted_bytes)}, measured {gib(times.measured_bytes)}")
-    lines.append(f"same bits    {'yes' if times.same_bits else 'NO'}")
+        share = part["seconds"] / times.marked
+        lines.append(f"  {name:14}{part['seconds']:8.4f} s  {rate}  {share:8.1%}")
+    measured = "not measured" if times.measured_bytes is None else f"measured {mib(times.measured_bytes)}"
+    lines.append(f"memory         predicted {mib(times.predicted_bytes)}, {measured}")
+    lines.append(f"same bits      {'yes' if times.same_bits else 'NO'}")
     return "\n".join(lines)
 
 

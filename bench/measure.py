@@ -102,5 +102,5 @@ def ceiling(
     return {**rates, "best": max(rates.values())}
 
 
-def gib(count: int) -> str:
-    return f"{count / 2**30:.3f} GiB"
+def mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--ffn-dim", type=int, help="width of the feed-forward; 2.7 times --dim by default")
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--text-len", type=int, default=WAN_14B.text_len)
-    options.add_argument("--compile", action="store_true", help="compile the layers, then time without parts")
+    options.add_argument("--compile", action="store_true", help="compile the layers")
     options.add_argument("--repeats", type=int, default=7, help="blocks that are timed")
     options.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     options.add_argument("--out", type=Path, help="write the figures there as JSON")
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     dit = random_dit(config, device, dtype)
     if options.compile:
         compile_layers(dit, "inductor")
-    times = denoise(dit, SETTINGS, height, width, options.repeats, budget=300)
+    times = denoise(dit, SETTINGS, height, width, options.repeats, 300, options.compile)
     after = ceiling(device, dtype, [shape], repeats=5)
     best = max(before["best"], after["best"]) / 1e12
     print(f"{_machine(device)}; {options.dtype}; {'compiled' if options.compile else 'eager'}")

@@ -11,7 +11,7 @@ import torch
 
 from bench.denoise import SETTINGS, as_json, compile_layers, denoise, random_dit, table
 from bench.dimensions import TINY, TINY_VAE, WAN_14B
-from bench.measure import Spread, building, ceiling, gib, peak_bytes, seconds
+from bench.measure import Spread, building, ceiling, mib, peak_bytes, seconds
 from bench.report import Report
 from model import flops, golden, memory, vae
 from model.config import DiTConfig
@@ -102,14 +102,14 @@ def build(plan: Plan, device: torch.device, made: list[CausalDiT]) -> dict[str, 
     """The transformer, straight on the device."""
     growth = peak_bytes(device, lambda: made.append(random_dit(plan.config, device, plan.dtype)))
     predicted = memory.dit_parameters(plan.config).total * plan.dtype.itemsize
-    print(f"parameters   predicted {gib(predicted)}, measured {gib(growth)}")
+    print(f"parameters   predicted {mib(predicted)}, measured {mib(growth)}")
     return {"predicted_bytes": predicted, "measured_bytes": growth}
 
 
-def speed(plan: Plan, dit: CausalDiT, size: tuple[int, int], best: float) -> dict[str, Any]:
+def speed(plan: Plan, dit: CausalDiT, size: tuple[int, int], best: float, compiled: bool) -> dict[str, Any]:
     """One size; `best` is the matrix product's FLOP/s."""
     width, height = size
-    times = denoise(dit, SETTINGS, height // 8, width // 8, plan.repeats, budget=15)
+    times = denoise(dit, SETTINGS, height // 8, width // 8, plan.repeats, 15, compiled)
     print(table(times))
     share = times.tflops * 1e12 / best
     print(f"ceiling      {best / 1e12:.1f} TFLOP/s, the block reaches {share:.1%} of it")
@@ -132,7 +132,7 @@ def decode(plan: Plan, device: torch.device, size: tuple[int, int]) -> dict[str,
     fps = vae.FRAMES_PER_LATENT / spread.median
     rate = flops.vae_decode(meta, height, width) * fps
     print(f"decode       {fps:8.2f} FPS  {rate / 1e12:8.3f} TFLOP/s  (noise {spread.noise:.0%})")
-    print(f"memory       predicted {gib(predicted.stream + predicted.decode)}, measured {gib(measured)}")
+    print(f"memory       predicted {mib(predicted.stream + predicted.decode)}, measured {mib(measured)}")
     result = {"fps": fps, "tflops": rate / 1e12, "seconds_per_latent": asdict(spread)}
     return {**result, "predicted": asdict(predicted), "measured_bytes": measured}
 
@@ -149,7 +149,7 @@ def run(plan: Plan, device: torch.device, folder: Path, report: Report) -> None:
     report.section("build", 60, partial(build, plan, device, made))
     for dit in made:
         for name, size in plan.sizes.items():
-            report.section(f"eager {name}", 90, partial(speed, plan, dit, size, best))
+            report.section(f"eager {name}", 90, partial(speed, plan, dit, size, best, False))
         compile_layers(dit, plan.compiler)
         for name, size in plan.sizes.items():
-            report.section(f"compiled {name}", 120, partial(speed, plan, dit, size, best))
+            report.section(f"compiled {name}", 120, partial(speed, plan, dit, size, best, True))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ray_jobs.folder import Folder
-from ray_jobs.lessons import output_name
+from ray_jobs.orders import Order
 from ray_jobs.store import Store
 from stages.identity import delivery_id
-from stages.types import Lesson, Measured, Prepared, as_dict
+from stages.types import Measured, as_dict
 
 
 class Deliveries:
@@ -14,30 +14,26 @@ class Deliveries:
 
     Args:
         out: where the finished files are.
-        home: the output folder's own store; a store that several folders share knows nothing of their files.
+        home: the output folder's own store; one that several folders share knows nothing of their files.
     """
 
     def __init__(self, out: Folder, home: Store) -> None:
         self._out, self._home = out, home
         self._records = home.lessons()
 
-    def find(self, lesson: Lesson, prepared: Prepared) -> Measured | None:
-        """What was measured of the lesson's finished file, if exactly this lesson was delivered and is still
-        there."""
-        record = self._records.get(lesson.lesson_id)
-        name = output_name(lesson)
-        if (
-            record is None
-            or record["delivery"] != delivery_id(prepared, lesson.settings)
-            or record["output"] != name
-        ):
+    def find(self, order: Order) -> Measured | None:
+        """What was measured of the lesson's file, if it was made from exactly this and is still there."""
+        record = self._records.get(order.lesson.lesson_id)
+        if record is None or (record["delivery"], record["output"]) != (_identity(order), order.output):
             return None
         measured = Measured(**{**record["measured"], "warnings": tuple(record["measured"]["warnings"])})
-        return measured if self._out.size(name) == measured.bytes else None
+        return measured if self._out.size(order.output) == measured.bytes else None
 
-    def record(self, lesson: Lesson, prepared: Prepared, measured: Measured) -> None:
-        """Written after the finished file is in place, so that a crash in between costs a mux and tells no
-        lie."""
-        delivery = delivery_id(prepared, lesson.settings)
-        value = {"output": output_name(lesson), "delivery": delivery, "measured": as_dict(measured)}
-        self._home.put_lesson(lesson.lesson_id, value)
+    def record(self, order: Order, measured: Measured) -> None:
+        """Note a finished file, once it is in place: a crash in between costs a mux and tells no lie."""
+        value = {"output": order.output, "delivery": _identity(order), "measured": as_dict(measured)}
+        self._home.put_lesson(order.lesson.lesson_id, value)
+
+
+def _identity(order: Order) -> str:
+    return delivery_id(order.prepared, order.lesson.settings)

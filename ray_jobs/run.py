@@ -19,8 +19,8 @@ from ray_jobs.events import EventLog
 from ray_jobs.exit_codes import ALL_DELIVERED, INTERRUPTED, NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.failures import failure_class
 from ray_jobs.folder import Folder, FolderError, join
-from ray_jobs.lessons import output_name
 from ray_jobs.loading import CannotStart, watch_loading
+from ray_jobs.orders import Order
 from ray_jobs.plan import Plan, Refused, Request, default_store, make_plan, show_problems, show_settings
 from ray_jobs.pool import Pool, Stopped, cpus_needed, pool_sizes
 from ray_jobs.progress import Reporter, Summary
@@ -29,10 +29,9 @@ from ray_jobs.road import Road
 from ray_jobs.settings import resolve
 from ray_jobs.store import Store
 from ray_jobs.workers import check_weights
-from stages.types import Lesson, Measured, Prepared, as_dict
+from stages.types import Measured, as_dict
 
-Work = list[tuple[Lesson, Prepared]]
-Walk = Callable[[Road, Lesson, Prepared, Result], Measured]
+Walk = Callable[[Road, Order], Measured]
 
 
 class Run:
@@ -94,26 +93,26 @@ class Run:
         self.home.put_run(self._name, "identities", segments)
         return plan
 
-    def not_delivered(self, plan: Plan) -> Work:
-        """Lessons that are still to be made, most frames first: a lesson's segments are rendered one by
-        one."""
+    def not_delivered(self, plan: Plan) -> list[Order]:
+        """Lessons that are still to be made, longest first: a lesson's segments are rendered one by one."""
         self._deliveries = Deliveries(self.out, self.home)
-        work = []
+        orders = []
         for lesson, prepared in plan.ready:
-            measured = self._deliveries.find(lesson, prepared)
+            order = Order(lesson, prepared, self.results[lesson.number])
+            measured = self._deliveries.find(order)
             if measured is None:
-                work.append((lesson, prepared))
+                orders.append(order)
             else:
-                self.results[lesson.number].take(measured, "reused", self._where(lesson))
+                order.result.take(measured, "reused", join(self.out.name, order.output))
         for result in self.results.values():
             if result.status != "not_started":
                 self._ended(result)
         self._events.emit(
             "work_planned",
-            segments=sum(plan.missing_segments(prepared) for _, prepared in work),
-            frames=sum(plan.missing_frames(prepared) for _, prepared in work),
+            segments=sum(plan.missing_segments(order.prepared) for order in orders),
+            frames=sum(plan.missing_frames(order.prepared) for order in orders),
         )
-        return sorted(work, key=lambda item: -plan.missing_frames(item[1]))
+        return sorted(orders, key=lambda order: -plan.missing_frames(order.prepared))
 
     def _start_backend(self) -> Backend:
         """Ray, or this process; started when it is first needed, since a run may find everything done."""
@@ -134,7 +133,7 @@ class Run:
     # ---------------------------------------------------------------- on the road
 
     @contextmanager
-    def open_road(self, work: Work) -> Iterator[Road]:
+    def open_road(self, orders: list[Order]) -> Iterator[Road]:
         """Workers for the lessons that are left, and progress while they are used.
 
         Raises Refused if a stage's workers find no place or cannot load their model.
@@ -142,8 +141,8 @@ class Run:
         settings = self.effective.settings
         backend = self._start_backend()
         self._check_weights(backend)
-        sizes = pool_sizes(settings, len(work))
-        road = Road(backend, settings, sizes, self.store, self.out.uri, self._events, self._summary, work)
+        sizes = pool_sizes(settings, len(orders))
+        road = Road(backend, settings, sizes, self.store, self.out.uri, self._events, self._summary, orders)
         reporter = Reporter(self._summary, settings.progress_seconds, self.console)
         reporter.start()
         try:
@@ -162,13 +161,13 @@ class Run:
         except Failed as failure:
             raise Refused(str(failure.cause)) from failure
 
-    def each(self, work: Work, road: Road, walk: Walk) -> None:
+    def each(self, orders: list[Order], road: Road, walk: Walk) -> None:
         """Walk every lesson down the road, as many at once as the pools can use."""
         at_once = 1 if self.request.local else road.sizes.lessons
         with ThreadPoolExecutor(2, "loading") as loaders, ThreadPoolExecutor(at_once, "lesson") as lessons:
             pools = {"transformer": road.groups, "decoder": road.decoders}
             loading = [loaders.submit(self._load, road, stage, pool) for stage, pool in pools.items()]
-            walking = [lessons.submit(self._walk, walk, road, *item) for item in work]
+            walking = [lessons.submit(self._walk, walk, road, order) for order in orders]
             for future in [*loading, *walking]:
                 future.result()
 
@@ -180,24 +179,24 @@ class Run:
             road.stop()
             raise Refused(str(error)) from error
 
-    def _walk(self, walk: Walk, road: Road, lesson: Lesson, prepared: Prepared) -> None:
+    def _walk(self, walk: Walk, road: Road, order: Order) -> None:
         """One lesson, with whatever happens to it as its result: it never costs another lesson."""
         if road.closing.is_set():
             return
-        result = self.results[lesson.number]
-        self._events.emit("lesson_started", lesson=lesson.lesson_id, row=lesson.number)
+        result = order.result
+        self._events.emit("lesson_started", lesson=result.lesson_id, row=result.row)
         began = time.monotonic()
         try:
-            measured = walk(road, lesson, prepared, result)
-            self._deliveries.record(lesson, prepared, measured)
-            result.take(measured, "done", self._where(lesson))
+            measured = walk(road, order)
+            self._deliveries.record(order, measured)
+            result.take(measured, "done", join(self.out.name, order.output))
         except Stopped:
             result.status = "stopped"
         except Exception as error:
             cause = error.cause if isinstance(error, Failed) else error
             result.fail("failed", failure_class(cause), f"{type(cause).__name__}: {cause}")
         finally:
-            road.release(lesson, prepared)
+            road.release(order)
         result.seconds = round(time.monotonic() - began, 2)
         self._ended(result)
         limit = self.request.max_failures
@@ -222,9 +221,6 @@ class Run:
         counts = Counter(result.status for result in results)
         self._events.emit("run_ended", exit_code=code, counts=dict(counts))
         return code
-
-    def _where(self, lesson: Lesson) -> str:
-        return join(self.out.name, output_name(lesson))
 
     def _ended(self, result: Result) -> None:
         self._events.emit(

@@ -161,7 +161,7 @@ class SegmentJob:
     carried: bool
     """Whether it goes on from the segment before."""
     last: bool
-    """Whether it is the lesson's last, after which nothing goes on."""
+    """Whether nothing goes on from it."""
 
     @property
     def first_computed_block(self) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.dimensions import TINY, TINY_VAE, WAN_14B, WAV2VEC2_LARGE
+from bench.measure import building
 from model import memory, speech, text, vae
 from model.cache import token_layout
 from model.denoise import Denoiser
@@ -35,13 +36,8 @@ def prediction(config, dtype, height=SIZE[0], width=SIZE[1], **changes) -> memor
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_parameters_are_those_that_are_allocated(dtype):
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with LiveBytes() as live:
-            dit = CausalDiT(TINY)
-    finally:
-        torch.set_default_dtype(previous)
+    with building(torch.device("cpu"), dtype), LiveBytes() as live:
+        dit = CausalDiT(TINY)
     assert live.alive == prediction(TINY, dtype).parameters
     assert memory.dit_parameters(TINY).total == sum(p.numel() for p in dit.parameters())
 
@@ -148,8 +144,10 @@ def test_live_bytes_counts_a_storage_once_and_forgets_it():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decode_stream_holds_what_is_predicted(dtype):
     """The prediction runs on the meta device, this on the CPU."""
-    predicted = memory.vae(vae.build(TINY_VAE).to(dtype).to("meta"), 64, 96, 9)
-    model = vae.Vae(vae.build(TINY_VAE).to(dtype).requires_grad_(False))
+    with building(torch.device("meta"), dtype):
+        predicted = memory.vae(vae.build(TINY_VAE), 64, 96, 9)
+    with building(torch.device("cpu"), dtype):
+        model = vae.Vae(vae.build(TINY_VAE).requires_grad_(False))
     latent, stream = torch.zeros(16, 1, 8, 12), model.stream()
     with LiveBytes() as live:
         for _ in range(5):
@@ -165,7 +163,8 @@ def test_decode_stream_holds_what_is_predicted(dtype):
 def test_decode_stream_keeps_two_frames_before_every_causal_convolution():
     """By hand, for one residual block per level: channels at the level's size. The two temporal upsamplings
     have a convolution of their own; the last level's size appears twice, as it has the output's too."""
-    model = vae.build(TINY_VAE).to("meta")
+    with torch.device("meta"):
+        model = vae.build(TINY_VAE)
     frame = 4 * 6
     mid = 16 + 4 * 16
     level_0 = 4 * 16 + 16
@@ -190,9 +189,10 @@ def test_14b_at_704x384():
 
 
 def test_published_encoders():
-    with torch.device("meta"):
-        umt5, wav2vec2 = text.build(TextEncoderSpec()).bfloat16(), speech.build(WAV2VEC2_LARGE)
-        autoencoder = vae.build(VaeSpec()).to(torch.bfloat16)
+    with building(torch.device("meta"), torch.float32):
+        wav2vec2 = speech.build(WAV2VEC2_LARGE)
+    with building(torch.device("meta"), torch.bfloat16):
+        umt5, autoencoder = text.build(TextEncoderSpec()), vae.build(VaeSpec())
     prompt = memory.text_encoder(umt5, 512)
     assert prompt.parameters == pytest.approx(2 * 5.68e9, rel=1e-3)
     assert prompt.total == prompt.parameters + prompt.activations
