@@ -1,15 +1,15 @@
 """The transformer with random weights: speed, components and memory once its ring is full."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from bench.components import Components
-from bench.measure import Spread, building, mib, peak_bytes, seconds
+from bench.measure import Product, Spread, building, mib, peak_bytes, seconds
 from model import flops, memory
 from model.cache import TokenLayout, token_layout
 from model.config import DiTConfig
@@ -72,18 +72,31 @@ def compile_layers(dit: CausalDiT, backend: str) -> None:
 
 
 @dataclass(frozen=True)
+class Component:
+    """Part of a block, over the blocks that were measured by component."""
+
+    seconds: Spread
+    share: float
+    """Of the block's time: the median of its shares of each block."""
+    tflops: float | None
+    """10^12 operations per second, from the median; None where operations are not counted."""
+
+
+@dataclass(frozen=True)
 class DenoiseTimes:
     """One size of latents, with the ring full."""
 
     block: Spread
+    """Seconds."""
     fps: float
     """Video frames per second, from the median block."""
     tflops: float
     """10^12 operations per second, from the median block."""
-    components: dict[str, dict[str, float]]
-    """Name -> `seconds` in one block, and `tflops` (10^12 per second) where operations are counted."""
-    marked: float
-    """Seconds of the block that was measured by component."""
+    share_of_product: Spread
+    """Operations per second as a share of the matrix product's right before each block."""
+    components: dict[str, Component]
+    marking: float
+    """How much longer blocks took that were measured by component, as a share."""
     same_bits: bool
     """Whether rendering the beginning again gave the same latents."""
     predicted_bytes: int
@@ -97,16 +110,17 @@ def denoise(
     settings: DenoiseSettings,
     height: int,
     width: int,
+    product: Product,
     repeats: int,
     budget: float,
     compiled: bool,
 ) -> DenoiseTimes:
-    """Renders past the second prefill, twice, then times up to `repeats` blocks (at least one) for about
-    `budget` seconds, and one more by component."""
+    """Renders past the second prefill, twice. Then, up to `repeats` times (at least once) and for about
+    `budget` seconds, times the product, a block, and a block by component."""
     config, device = dit.config, dit.device
     layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
     first = layout.blocks + 1
-    end = first + repeats + 1
+    end = first + 2 * repeats
     given = random_conditions(config, height, width, end)
 
     def beginning() -> tuple[Denoiser, Tensor]:
@@ -121,65 +135,94 @@ def denoise(
     else:
         measured = peak_bytes(device, lambda: made.append(beginning()))
         denoiser, again = made.pop()
-    samples = _time_blocks(denoiser, range(first, end - 1), budget)
-    block = Spread.of(samples)
-    with Components(denoiser, compiled) as clock:
-        marked = seconds(device, partial(run_block, denoiser, first + len(samples)))
+    rounds = _rounds(denoiser, range(first, end), product, budget, compiled)
+    work = flops.block(config, layout, settings.sample_steps)
+    block = Spread.of([each.plain for each in rounds])
     predicted = memory.denoiser(config, settings, height, width, end, dit.dtype.itemsize)
     return DenoiseTimes(
         block=block,
         fps=config.frames_per_block / block.median,
-        tflops=flops.block(config, layout, settings.sample_steps) / block.median / 1e12,
-        components=_rates(config, layout, settings.sample_steps, clock.seconds(), marked),
-        marked=marked,
+        tflops=work / block.median / 1e12,
+        share_of_product=Spread.of([work / each.plain / each.product for each in rounds]),
+        components=_components(rounds, _work(config, layout, settings.sample_steps)),
+        marking=Spread.of([each.marked / each.plain for each in rounds]).median - 1,
         same_bits=torch.equal(expected, again),
         predicted_bytes=predicted.total - predicted.parameters,
         measured_bytes=measured,
     )
 
 
-def _time_blocks(denoiser: Denoiser, blocks: range, budget: float) -> list[float]:
-    samples, start = list[float](), time.perf_counter()
-    for block in blocks:
-        samples.append(seconds(denoiser.dit.device, partial(run_block, denoiser, block)))
+@dataclass(frozen=True)
+class _Round:
+    product: float
+    """FLOP/s."""
+    plain: float
+    """Seconds of a block."""
+    marked: float
+    """Seconds of the block after it, with marks between its parts."""
+    parts: dict[str, float]
+    """Seconds by component."""
+
+
+def _rounds(
+    denoiser: Denoiser, blocks: range, product: Product, budget: float, compiled: bool
+) -> list[_Round]:
+    rounds, start = list[_Round](), time.perf_counter()
+    device = denoiser.dit.device
+    for block in blocks[::2]:
+        rate = product.rate()
+        plain = seconds(device, partial(run_block, denoiser, block))
+        with Components(denoiser, compiled) as clock:
+            marked = seconds(device, partial(run_block, denoiser, block + 1))
+        parts = clock.seconds()
+        parts["rest"] = marked - sum(parts.values())
+        rounds.append(_Round(rate, plain, marked, parts))
         if time.perf_counter() - start > budget:
             break
-    return samples
+    return rounds
 
 
-def _rates(
-    config: DiTConfig, layout: TokenLayout, steps: int, spent: dict[str, float], whole: float
-) -> dict[str, dict[str, float]]:
-    """Seconds and TFLOP/s of the components of a block that took `whole` seconds."""
+def _work(config: DiTConfig, layout: TokenLayout, steps: int) -> dict[str, int]:
+    """Operations of the components in one block, but for those of little work."""
     cell = flops.cell(config, layout, layout.blocks)
-    work = {name: steps * count for name, count in asdict(cell).items()}
-    work["injection"] += flops.speech(config)
-    work["project"] = work["projections"] * 3 // 4
-    work["finish"] = work["projections"] // 4 + work["text"] + work["ffn"]
-    del work["embeddings"]
-    rates = {name: {"seconds": elapsed} for name, elapsed in spent.items()}
-    for name in rates.keys() & work.keys():
-        rates[name]["tflops"] = work[name] / spent[name] / 1e12
-    rates["rest"] = {"seconds": whole - sum(spent.values())}
-    return rates
+    return {
+        "projections": steps * cell.projections,
+        "self_attention": steps * cell.self_attention,
+        "text": steps * cell.text,
+        "ffn": steps * cell.ffn,
+        "injection": steps * cell.injection + flops.speech(config),
+        "project": steps * cell.projections * 3 // 4,
+        "finish": steps * (cell.projections // 4 + cell.text + cell.ffn),
+    }
+
+
+def _components(rounds: list[_Round], work: dict[str, int]) -> dict[str, Component]:
+    components = {}
+    for name in [*(name for name in work if name in rounds[0].parts), "embeddings", "rest"]:
+        spread = Spread.of([each.parts[name] for each in rounds])
+        share = Spread.of([each.parts[name] / each.marked for each in rounds]).median
+        tflops = work[name] / spread.median / 1e12 if name in work else None
+        components[name] = Component(spread, share, tflops)
+    return components
 
 
 def table(times: DenoiseTimes) -> str:
-    """A line for the whole, then one per component with its share of the time."""
-    block = times.block
-    lines = [
-        f"block          {block.median:9.4f} s  {times.tflops:8.3f} TFLOP/s  {times.fps:8.2f} FPS  "
-        f"(min {block.min:.4f}, max {block.max:.4f}, {block.samples} samples, noise {block.noise:.0%})"
-    ]
+    """A line for the whole, then one per component."""
+    block, share = times.block, times.share_of_product
+    lines = [f"{block.samples} rounds; extremes of a block are {block.noise:.0%} of its median apart"]
+    lines.append(f"{'':16}  median s      min      max  TFLOP/s    share")
+    lines.append(f"{'block':16}{_seconds(block)} {times.tflops:8.3f}  {times.fps:.2f} FPS")
     for name, part in times.components.items():
-        rate = f"{part['tflops']:8.3f} TFLOP/s" if "tflops" in part else " " * 16
-        share = part["seconds"] / times.marked
-        lines.append(f"  {name:14}{part['seconds']:8.4f} s  {rate}  {share:8.1%}")
+        rate = "" if part.tflops is None else f"{part.tflops:.3f}"
+        lines.append(f"  {name:14}{_seconds(part.seconds)} {rate:>8} {part.share:8.1%}")
+    low, high = f"{share.min:.0%}", f"{share.max:.0%}"
+    lines.append(f"{share.median:.0%} ({low} to {high}) of the matrix product before each block")
+    lines.append(f"marking the parts changed the time of a block by {times.marking:+.1%}")
     measured = "not measured" if times.measured_bytes is None else f"measured {mib(times.measured_bytes)}"
-    lines.append(f"memory         predicted {mib(times.predicted_bytes)}, {measured}")
-    lines.append(f"same bits      {'yes' if times.same_bits else 'NO'}")
+    lines.append(f"memory besides parameters: predicted {mib(times.predicted_bytes)}, {measured}")
+    lines.append(f"same bits twice: {'yes' if times.same_bits else 'NO'}")
     return "\n".join(lines)
 
 
-def as_json(times: DenoiseTimes) -> dict[str, Any]:
-    return {**vars(times), "block": asdict(times.block)}
+def _seconds(spread: Spread) -> str:
+    return f"{spread.median:10.4f} {spread.min:8.4f} {spread.max:8.4f}"

@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of a repeated call."""
+    """A repeated measurement."""
 
     median: float
     min: float
@@ -75,31 +75,24 @@ def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def product_rate(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], repeats: int
-) -> Spread:
-    """Seconds of the product [m, k] x [k, n] for `shape` (m, k, n), each sample the mean of ten."""
-    rows, inner, columns = shape
-    left = torch.randn(rows, inner, device=device, dtype=dtype)
-    right = torch.randn(inner, columns, device=device, dtype=dtype)
-    out = torch.empty(rows, columns, device=device, dtype=dtype)
+class Product:
+    """The matrix product [m, k] x [k, n]: the yardstick of a device."""
 
-    def ten() -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, m: int, k: int, n: int) -> None:
+        self.name = f"{m}x{k}x{n}"
+        self._device, self._flops = device, 2 * m * k * n
+        self._left = torch.randn(m, k, device=device, dtype=dtype)
+        self._right = torch.randn(k, n, device=device, dtype=dtype)
+        self._out = torch.empty(m, n, device=device, dtype=dtype)
+        self._ten_times()
+
+    def rate(self) -> float:
+        """FLOP/s, now."""
+        return 10 * self._flops / seconds(self._device, self._ten_times)
+
+    def _ten_times(self) -> None:
         for _ in range(10):
-            torch.mm(left, right, out=out)
-
-    ten()
-    return Spread.of([seconds(device, ten) / 10 for _ in range(repeats)])
-
-
-def ceiling(
-    device: torch.device, dtype: torch.dtype, shapes: list[tuple[int, int, int]], repeats: int
-) -> dict[str, float]:
-    """FLOP/s of each product at its fastest, and of the best of them as `best`."""
-    rates = {}
-    for m, k, n in shapes:
-        rates[f"{m}x{k}x{n}"] = 2 * m * k * n / product_rate(device, dtype, (m, k, n), repeats).min
-    return {**rates, "best": max(rates.values())}
+            torch.mm(self._left, self._right, out=self._out)
 
 
 def mib(count: int) -> str:

@@ -54,7 +54,7 @@ class DiTParameters:
 
 @dataclass(frozen=True)
 class DenoiserMemory:
-    """Bytes of a `Denoiser` that holds all layers."""
+    """Bytes of a `Denoiser`, which holds all layers and all steps."""
 
     parameters: int
     rings: int
@@ -175,7 +175,7 @@ def denoiser(
         rings=prompts * steps * key_value_bytes(config, layout.ring, itemsize),
         condition=prompts * pairs * (condition + reference_keys),
         text=prompts * key_value_bytes(config, config.text_len, itemsize),
-        segment=segment(config, settings, layout, blocks, itemsize),
+        segment=segment_bytes(config, settings, layout, blocks, itemsize),
         activations=max(
             cell_activations(config, layout, itemsize),
             prefill_activations(config, layout, height, width, itemsize),
@@ -183,7 +183,7 @@ def denoiser(
     )
 
 
-def segment(
+def segment_bytes(
     config: DiTConfig, settings: DenoiseSettings, layout: TokenLayout, blocks: int, itemsize: int
 ) -> int:
     """Bytes that a `Denoiser` and its open segment of `blocks` blocks keep between calls besides caches.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ray_jobs.exit_codes import NOT_ALL_DELIVERED, NOTHING_STARTED
+from ray_jobs.exit_codes import INTERRUPTED, NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.folder import FolderError
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Refused, SettingsError) as error:
         print(f"lectern: {error}", file=sys.stderr)
         return NOTHING_STARTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except FolderError as error:
         # The lessons are over, but what became of them cannot be written down.
         print(f"lectern: {error}", file=sys.stderr)

@@ -168,7 +168,11 @@ class Run:
             pools = {"transformer": road.groups, "decoder": road.decoders}
             loading = [loaders.submit(self._load, road, stage, pool) for stage, pool in pools.items()]
             walking = [lessons.submit(self._walk, walk, road, order) for order in orders]
-            for future in [*loading, *walking]:
+            for future in walking:
+                future.result()
+            for pool in pools.values():
+                pool.stop()
+            for future in loading:
                 future.result()
 
     def _load(self, road: Road, stage: str, pool: Pool) -> None:
@@ -235,8 +239,7 @@ class Run:
 
 @contextmanager
 def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run in order; a second one ends the process. Ray sets its own handlers
-    earlier."""
+    """SIGINT and SIGTERM end the run in order, a second one the process. Ray sets its handlers earlier."""
 
     def handle(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)

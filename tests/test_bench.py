@@ -14,7 +14,7 @@ from bench import model as bench_model
 from bench.components import Components
 from bench.denoise import SETTINGS, denoise, random_conditions, random_dit, run_block
 from bench.dimensions import TINY
-from bench.measure import Spread
+from bench.measure import Product, Spread
 from bench.report import Report
 from bench.sections import check
 from model.denoise import Denoiser
@@ -22,7 +22,7 @@ from model.golden import Check
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-SMALL = "--device cpu --dtype float32 --size 64*64 --dim 128 --layers 1 --text-len 16 --repeats 2".split()
+SMALL = ["--device=cpu", "--dtype=float32", "--size=64*64", "--dim=128", "--layers=1", "--text-len=16"]
 PARTS = ["projections", "self_attention", "text", "ffn", "injection"]
 
 
@@ -35,23 +35,21 @@ def _one_thread():
 
 
 def test_block_is_timed_by_component(tmp_path, capsys):
-    bench_model.main([*SMALL, "--out", str(tmp_path / "result.json")])
+    bench_model.main([*SMALL, "--repeats=2", "--out", str(tmp_path / "result.json")])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     times = result["denoise"]
     for name in PARTS:
         assert f"  {name}" in printed
         assert times["components"][name]["tflops"] > 0
-    spent = sum(part["seconds"] for part in times["components"].values())
-    assert spent == pytest.approx(times["marked"])
-    assert times["components"]["rest"]["seconds"] > 0
+    assert sum(part["share"] for part in times["components"].values()) == pytest.approx(1, abs=0.3)
+    assert times["components"]["rest"]["seconds"]["min"] > 0
     assert times["block"]["min"] <= times["block"]["median"] <= times["block"]["max"]
     assert times["block"]["samples"] == 2
     assert times["fps"] == pytest.approx(12 / times["block"]["median"])
     assert times["same_bits"] is True
     assert times["predicted_bytes"] == pytest.approx(times["measured_bytes"], rel=0.1)
-    assert "ceiling" in printed
-    assert "noise" in printed
+    assert "of the matrix product before each block" in printed
 
 
 @pytest.mark.parametrize(
@@ -80,10 +78,10 @@ def test_components_leave_the_denoiser_as_it_was():
     assert denoiser.attend is attend
 
 
-def test_as_many_blocks_are_timed_as_the_budget_allows():
-    dit = random_dit(TINY, CPU, torch.float32)
-    assert denoise(dit, SETTINGS, 8, 8, 3, 60, compiled=False).block.samples == 3
-    assert denoise(dit, SETTINGS, 8, 8, 3, 0, compiled=False).block.samples == 1
+def test_as_many_rounds_are_timed_as_the_budget_allows():
+    dit, product = random_dit(TINY, CPU, torch.float32), Product(CPU, torch.float32, 8, 8, 8)
+    assert denoise(dit, SETTINGS, 8, 8, product, 3, 60, compiled=False).block.samples == 3
+    assert denoise(dit, SETTINGS, 8, 8, product, 3, 0, compiled=False).block.samples == 1
 
 
 def test_gpu_script_runs_every_section(tmp_path):
@@ -91,31 +89,26 @@ def test_gpu_script_runs_every_section(tmp_path):
     command = [sys.executable, "bench/gpu.py", "--device", "cpu", "--tiny"]
     command += ["--golden", "tests/golden", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "all sections done"
     results = json.loads((tmp_path / "out" / "gpu.json").read_text(encoding="utf-8"))
     assert not [name for name, result in results.items() if "error" in result]
-    for size in ("64*64", "96*64"):
-        eager, compiled = results[f"eager {size}"], results[f"compiled {size}"]
-        assert eager["same_bits"]
-        assert compiled["same_bits"]
-        assert eager["measured_bytes"] == pytest.approx(eager["predicted_bytes"], rel=0.1)
-        assert 0 < eager["share_of_ceiling"] < 1
-        assert set(eager["components"]) == {*PARTS, "embeddings", "rest"}
-        assert set(compiled["components"]) == {
-            "project",
-            "self_attention",
-            "finish",
-            "injection",
-            "embeddings",
-            "rest",
-        }
-        decode = results[f"decode {size}"]
-        held = decode["predicted"]["stream"] + decode["predicted"]["decode"]
-        assert decode["measured_bytes"] == pytest.approx(held, rel=0.1)
-        assert decode["fps"] > 0
+    eager, compiled, decode = (results[f"{name} 64*64"] for name in ("eager", "compiled", "decode"))
+    assert eager["same_bits"]
+    assert compiled["same_bits"]
+    assert eager["measured_bytes"] == pytest.approx(eager["predicted_bytes"], rel=0.1)
+    assert eager["share_of_product"]["min"] > 0
+    assert set(eager["components"]) == {*PARTS, "embeddings", "rest"}
+    whole = {"project", "finish"}
+    assert set(compiled["components"]) == whole | {"self_attention", "injection", "embeddings", "rest"}
+    held = decode["predicted"]["stream"] + decode["predicted"]["decode"]
+    assert decode["measured_bytes"] == pytest.approx(held, rel=0.1)
+    assert decode["fps"] > 0
     assert {each["set"] for each in results["golden transformer"]["checks"]} >= {"dit_block", "denoise_loop"}
+    assert results["matrix products"]["flops"]["64x64x64"] > 0
     assert results["build"]["measured_bytes"] == results["build"]["predicted_bytes"]
 
 
@@ -136,16 +129,20 @@ def test_a_failed_section_is_written_down_and_the_next_one_runs(tmp_path, capsys
 
 def test_a_section_that_takes_too_long_is_stopped(tmp_path, capsys):
     report = Report(tmp_path, time.monotonic() + 60)
+
+    def sleep() -> dict:
+        time.sleep(30)
+        return {}
+
     start = time.monotonic()
-    report.section("endless", 0.2, lambda: {"slept": time.sleep(30)})
+    report.section("endless", 0.2, sleep)
     assert time.monotonic() - start < 10
     assert "TimeoutError: longer than" in report.results["endless"]["error"]
 
 
 def test_no_section_begins_after_the_end(tmp_path, capsys):
-    report, ran = Report(tmp_path, time.monotonic() - 1), []
-    report.section("late", 10, lambda: {"ran": ran.append(1)})
-    assert not ran
+    report = Report(tmp_path, time.monotonic() - 1)
+    report.section("late", 10, lambda: pytest.fail("it began"))
     assert report.results["late"]["error"] == "TimeoutError: no time is left"
 
 

@@ -18,7 +18,7 @@ from tests.model.test_flops import conditions
 
 DTYPES = [torch.float32, torch.bfloat16]
 BLOCKS = 16
-SIZE = (16, 16)
+HEIGHT, WIDTH = 16, 16
 SCALARS = 64
 """Bytes that do not scale with anything: the scheduler's noise levels."""
 
@@ -30,7 +30,7 @@ def build(config, dtype) -> CausalDiT:
     return CausalDiT(config).to(dtype).eval().requires_grad_(False)
 
 
-def prediction(config, dtype, height=SIZE[0], width=SIZE[1], **changes) -> memory.DenoiserMemory:
+def prediction(config, dtype, height=HEIGHT, width=WIDTH, **changes) -> memory.DenoiserMemory:
     return memory.denoiser(config, replace(SETTINGS, **changes), height, width, BLOCKS, dtype.itemsize)
 
 
@@ -48,7 +48,7 @@ def test_parameters_are_those_that_are_allocated(dtype):
 def test_caches_are_those_that_are_allocated(dtype, steps, scale):
     changes = {"sample_steps": steps, "sample_guide_scale": scale}
     dit, predicted = build(TINY, dtype), prediction(TINY, dtype, **changes)
-    once = Denoiser(dit, replace(SETTINGS, **changes), *SIZE, "sdpa")
+    once = Denoiser(dit, replace(SETTINGS, **changes), HEIGHT, WIDTH, "sdpa")
     allocated = 0
     for cache in [cache for prompt in once.caches for cache in prompt]:
         for buffers in (cache.keys_BSND, cache.values_BSND, cache.reference_BLND):
@@ -61,16 +61,16 @@ def test_all_that_a_running_segment_keeps_is_predicted(dtype):
     """Exactly, but for the scheduler's few numbers and, from the first prefill on, the second set of
     unrotated reference keys."""
     dit, predicted = build(TINY, dtype), prediction(TINY, dtype)
-    given, settings = conditions(TINY, *SIZE, blocks=BLOCKS), replace(SETTINGS, reference="keep")
+    given, settings = conditions(TINY, HEIGHT, WIDTH, blocks=BLOCKS), replace(SETTINGS, reference="keep")
     with LiveBytes() as live:
-        once = Denoiser(dit, settings, *SIZE, "sdpa")
+        once = Denoiser(dit, settings, HEIGHT, WIDTH, "sdpa")
         once.open(given, 0, BLOCKS)
         for block in range(BLOCKS):
             state = None
             for step in range(4):
                 state = once.cell(block, step, state)
         del state
-    layout = token_layout(TINY, *SIZE, once.blocks_per_clip)
+    layout = token_layout(TINY, HEIGHT, WIDTH, once.blocks_per_clip)
     given_up = memory.key_value_bytes(TINY, layout.reference, dtype.itemsize) // 2
     kept = predicted.rings + predicted.condition + predicted.text + predicted.segment - given_up
     assert 0 <= live.alive - kept <= SCALARS
@@ -78,41 +78,43 @@ def test_all_that_a_running_segment_keeps_is_predicted(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("config", "size"), [(TINY, (16, 16)), (WIDE, (24, 24)), (LOUD, (16, 16))], ids=["tiny", "wide", "loud"]
+    ("config", "height", "width"),
+    [(TINY, 16, 16), (WIDE, 24, 24), (LOUD, 16, 16)],
+    ids=["tiny", "wide", "loud"],
 )
-def test_activations_of_a_cell_are_predicted_within_a_tenth(config, size, dtype):
-    once = Denoiser(build(config, dtype), SETTINGS, *size, "sdpa")
-    once.open(conditions(config, *size), 0, 6)
+def test_activations_of_a_cell_are_predicted_within_a_tenth(config, height, width, dtype):
+    once = Denoiser(build(config, dtype), SETTINGS, height, width, "sdpa")
+    once.open(conditions(config, height, width), 0, 6)
     with LiveBytes() as live:
         once.cell(0, 0)
-    layout = token_layout(config, *size, once.blocks_per_clip)
+    layout = token_layout(config, height, width, once.blocks_per_clip)
     assert memory.cell_activations(config, layout, dtype.itemsize) == pytest.approx(live.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("config", "size"),
+    ("config", "height", "width"),
     [
-        (TINY, (16, 16)),
-        (replace(WIDE, dim=512, ffn_dim=2048, num_layers=1, audio_inject_layers=()), (48, 48)),
+        (TINY, 16, 16),
+        (replace(WIDE, dim=512, ffn_dim=2048, num_layers=1, audio_inject_layers=()), 48, 48),
     ],
     ids=["packing-is-most", "a-layer-is-most"],
 )
-def test_activations_of_a_prefill_are_predicted_within_a_tenth(config, size, dtype):
-    once = Denoiser(build(config, dtype), SETTINGS, *size, "sdpa")
-    once.open(conditions(config, *size), 0, 6)
-    reference = torch.zeros(config.in_dim, 1, *size)
+def test_activations_of_a_prefill_are_predicted_within_a_tenth(config, height, width, dtype):
+    once = Denoiser(build(config, dtype), SETTINGS, height, width, "sdpa")
+    once.open(conditions(config, height, width), 0, 6)
+    reference = torch.zeros(config.in_dim, 1, height, width)
     with LiveBytes() as live:
         once.prefill(reference)
-    layout = token_layout(config, *size, once.blocks_per_clip)
-    predicted = memory.prefill_activations(config, layout, *size, dtype.itemsize)
+    layout = token_layout(config, height, width, once.blocks_per_clip)
+    predicted = memory.prefill_activations(config, layout, height, width, dtype.itemsize)
     assert predicted == pytest.approx(live.peak, rel=0.1)
 
 
 def test_a_leak_in_a_call_would_be_noticed(monkeypatch):
     dit, kept = build(TINY, torch.float32), []
-    once = Denoiser(dit, SETTINGS, *SIZE, "sdpa")
-    once.open(conditions(TINY, *SIZE), 0, 6)
+    once = Denoiser(dit, SETTINGS, HEIGHT, WIDTH, "sdpa")
+    once.open(conditions(TINY, HEIGHT, WIDTH), 0, 6)
     run_layers = CausalDiT.run_layers
 
     def leaky(self, x_BLD, layers, context):
@@ -122,7 +124,7 @@ def test_a_leak_in_a_call_would_be_noticed(monkeypatch):
     monkeypatch.setattr(CausalDiT, "run_layers", leaky)
     with LiveBytes() as live:
         once.cell(0, 0)
-    layout = token_layout(TINY, *SIZE, once.blocks_per_clip)
+    layout = token_layout(TINY, HEIGHT, WIDTH, once.blocks_per_clip)
     assert memory.cell_activations(TINY, layout, 4) != pytest.approx(live.peak, rel=0.1)
 
 
@@ -145,9 +147,10 @@ def test_live_bytes_counts_a_storage_once_and_forgets_it():
 def test_decode_stream_holds_what_is_predicted(dtype):
     """The prediction runs on the meta device, this on the CPU."""
     with building(torch.device("meta"), dtype):
-        predicted = memory.vae(vae.build(TINY_VAE), 64, 96, 9)
+        on_meta = vae.build(TINY_VAE)
     with building(torch.device("cpu"), dtype):
-        model = vae.Vae(vae.build(TINY_VAE).requires_grad_(False))
+        on_cpu = vae.build(TINY_VAE).requires_grad_(False)
+    predicted, model = memory.vae(on_meta, 64, 96, 9), vae.Vae(on_cpu)
     latent, stream = torch.zeros(16, 1, 8, 12), model.stream()
     with LiveBytes() as live:
         for _ in range(5):

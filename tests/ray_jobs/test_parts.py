@@ -169,9 +169,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_progress_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    reporter = Reporter(
-        summary_of({"event": "checked", "lessons": 3}), 0.02, Console(file=None)
-    )
+    reporter = Reporter(summary_of({"event": "checked", "lessons": 3}), 0.02, Console(file=None))
     reporter.start()
     threading.Event().wait(0.2)
     reporter.stop()
