@@ -87,7 +87,7 @@ def golden_transformer(folder: Path, device: torch.device) -> dict[str, Any]:
 
 def golden_encoders(folder: Path) -> dict[str, Any]:
     """On the CPU."""
-    # Needs packages for text that a bare machine may lack: then this section fails alone.
+    # Needs ftfy and omegaconf, which a bare machine may lack: then this section fails alone.
     from model.golden import encoders
 
     return check(lambda: encoders.checks(folder))

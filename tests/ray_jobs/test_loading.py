@@ -48,6 +48,7 @@ def watch(tmp_path: Path, *workers: Worker, timeout: float = 0.2) -> tuple[Pool,
     pool = Pool(lambda: next(line), len(workers), loads=True)
     log = EventLog(Folder(str(tmp_path)))
     log.emit("run_started", run="r")
+    log.listen(lambda event: pool.stop() if event["event"] == "capacity_missing" else None)
     try:
         watch_loading(Backend(), "transformer", pool, log, timeout)
     finally:
