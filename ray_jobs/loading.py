@@ -28,7 +28,7 @@ def watch_loading(backend: Backend, stage: str, pool: Pool, events: EventLog, ti
     pause, told, complained = _FIRST_PAUSE_SECONDS, (-1, -1), False
     while waiting and not pool.stopped:
         for worker in list(waiting):
-            _poll(backend, stage, pool, worker, waiting, states)
+            _poll(backend, stage, pool, events, worker, waiting, states)
         done, total = sum(d for d, _ in states.values()), sum(t for _, t in states.values())
         if (done, total) != told:
             events.emit("loading", stage=stage, bytes=done, total=total)
@@ -49,6 +49,7 @@ def _poll(
     backend: Backend,
     stage: str,
     pool: Pool,
+    events: EventLog,
     worker: Any,
     waiting: dict[Any, Any],
     states: dict[Any, tuple[int, int]],
@@ -66,6 +67,7 @@ def _poll(
         return
     states[worker] = (done, total)
     if over:
+        events.emit("worker_ready", stage=stage, hardware=backend.get(worker.submit("hardware")))
         pool.admit(worker)
         del waiting[worker]
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from model.files import CheckpointError, fingerprint
 from model.spec import TextEncoderSpec, VaeSpec
@@ -123,13 +124,17 @@ def _choose(rows: list[Row], request: Request) -> list[Row]:
 
 
 def show_settings(effective: Effective, console: Console) -> None:
-    """The settings in force, once, each with where it came from. Defaults are in `docs/settings.md`."""
-    chosen = [(name, origin) for name, origin in effective.origins.items() if origin != "default"]
+    """The settings in force, once, each with where it came from; the defaults in one paragraph."""
     table = Table("setting", "value", "from", box=None, pad_edge=False)
-    for name, origin in sorted(chosen):
-        table.add_row(name, _short(getattr(effective.settings, name)), origin)
+    defaults = []
+    for name, origin in sorted(effective.origins.items()):
+        value = _short(getattr(effective.settings, name))
+        if origin == "default":
+            defaults.append(f"{name}={value or repr(value)}")
+        else:
+            table.add_row(name, Text(value), origin)
     console.print(table)
-    console.print(f"{len(effective.origins) - len(chosen)} other settings have their defaults\n")
+    console.print(Text("default: " + " ".join(defaults) + "\n"), style="dim")
 
 
 def show_problems(problems: list[Problem], console: Console) -> None:

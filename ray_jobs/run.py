@@ -15,6 +15,7 @@ from rich.console import Console
 from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resources
 from ray_jobs.delivery import Deliveries
+from ray_jobs.environment import versions
 from ray_jobs.events import EventLog
 from ray_jobs.exit_codes import ALL_DELIVERED, INTERRUPTED, NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.failures import failure_class
@@ -89,6 +90,7 @@ class Run:
         self.results = begin(plan)
         self._events.emit("checked", lessons=len(plan.rows), problems=len(plan.problems))
         self.home.put_run(self._name, "settings", as_dict(self.effective))
+        self.home.put_run(self._name, "versions", versions())
         segments = {lesson.lesson_id: [s.id for s in prepared.segments] for lesson, prepared in plan.ready}
         self.home.put_run(self._name, "identities", segments)
         return plan

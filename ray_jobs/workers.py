@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conf.schema import Settings
+from ray_jobs.environment import hardware
 from ray_jobs.folder import Folder
 from ray_jobs.store import Committed, Store, StoreError
 from stages import prepare
@@ -150,6 +151,22 @@ class _Worker:
         """Answers at once if the worker is idle, and fails if it is lost."""
 
 
+class _ModelWorker(_Worker):
+    """One that holds a model."""
+
+    def __init__(self, settings: Settings, load: Callable[[Callable[[int, int], None]], Any]) -> None:
+        self._device = settings.device
+        self._loading = _Loading(load, settings.threads)
+
+    def loading(self) -> tuple[int, int, bool]:
+        """See `_Loading.state`."""
+        return self._loading.state()
+
+    def hardware(self) -> str:
+        """What it computes on."""
+        return hardware(self._device)
+
+
 class ConditionWorker(_Worker):
     """Encodes prompts, portraits and speech."""
 
@@ -172,9 +189,8 @@ class ConditionWorker(_Worker):
         return self._encoders.speech(samples, job)
 
 
-class RankWorker(_Worker):
-    """One rank of a group: holds the transformer, or its share, and the caches of the segment that it
-    renders."""
+class RankWorker(_ModelWorker):
+    """One rank of a group: the transformer, or its share, and the caches of the segment that it renders."""
 
     def __init__(self, settings: Settings) -> None:
         def load(progress: Callable[[int, int], None]) -> Denoise:
@@ -182,10 +198,7 @@ class RankWorker(_Worker):
 
             return Denoise(settings, progress)
 
-        self._loading = _Loading(load, settings.threads)
-
-    def loading(self) -> tuple[int, int, bool]:
-        return self._loading.state()
+        super().__init__(settings, load)
 
     def open(
         self,
@@ -208,7 +221,7 @@ class RankWorker(_Worker):
         return self._loading.get().carry(motion)
 
 
-class DecodeWorker(_Worker):
+class DecodeWorker(_ModelWorker):
     """Decodes several segments at once and commits each to the store when its last block is there."""
 
     def __init__(self, settings: Settings, store_uri: str) -> None:
@@ -217,13 +230,10 @@ class DecodeWorker(_Worker):
 
             return load_vae(settings, progress)
 
+        super().__init__(settings, load)
         self._slots = settings.decode_slots
-        self._loading = _Loading(load, settings.threads)
         self._store = Store(store_uri)
         self._segments: dict[str, SegmentDecoder] = {}
-
-    def loading(self) -> tuple[int, int, bool]:
-        return self._loading.state()
 
     def open(self, job: SegmentJob, portrait: PortraitLatents, carry: bytes | None) -> None:
         from stages.decode import SegmentDecoder, history

@@ -30,7 +30,7 @@ def test_a_course_on_s3_is_rendered_to_s3(
     manifest, out = join(s3_uri, "course/lessons.csv"), join(s3_uri, "out")
     assert render(manifest, out, weights) == 0
     finished = Folder(out)
-    with av.open(io.BytesIO(finished.read("第一课.mp4"))) as file:
+    with av.open(io.BytesIO(finished.read("第一课.mp4")), "r") as file:
         assert sum(1 for _ in file.decode(video=0)) == 13
     assert finished.names(".lectern/lessons") == [".lectern/lessons/第一课.json"]
     events = [json.loads(line) for line in finished.read("events.jsonl").splitlines()]

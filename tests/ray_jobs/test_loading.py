@@ -36,7 +36,8 @@ class Worker:
         self.answers = list(answers)
 
     def submit(self, method: str) -> Any:
-        assert method == "loading"
+        if method == "hardware":
+            return "a CPU"
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     def kill(self) -> None:
