@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from conf.spec import VaeSpec
 from model.config import DiTConfig
-from model.spec import VaeSpec
 
 WAN_14B = DiTConfig(
     dim=5120,

@@ -13,12 +13,12 @@ from bench.denoise import SETTINGS, compile_layers, denoise, random_dit, table
 from bench.dimensions import TINY, TINY_VAE, WAN_14B
 from bench.measure import Product, Spread, building, mib, peak_bytes, seconds
 from bench.report import Report
+from conf.spec import VaeSpec
 from model import flops, memory, vae
 from model.config import DiTConfig
 from model.dit import CausalDiT
 from model.golden import Check
 from model.golden import dit as recorded_dit
-from model.spec import VaeSpec
 
 
 @dataclass(frozen=True)

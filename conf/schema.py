@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from model.spec import TextEncoderSpec, VaeSpec
+from conf.spec import TextEncoderSpec, VaeSpec
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from types import ModuleType
 
 from omegaconf import MISSING
 
-from conf import schema
-from model import spec
+from conf import schema, spec
 from ray_jobs.upstream_flags import table
 
 DOCS = Path(__file__).parent

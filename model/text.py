@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from conf.spec import TextEncoderSpec
 from model.prompt import clean
-from model.spec import TextEncoderSpec
 
 
 def build(spec: TextEncoderSpec) -> UMT5EncoderModel:

@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from conf.schema import ModelSettings
+from conf.spec import TextEncoderSpec, VaeSpec
 from model import speech, text, vae
 from model.config import DiTConfig
 from model.dit import CausalDiT
 from model.files import new_folder
-from model.spec import TextEncoderSpec, VaeSpec
 
 VAE = VaeSpec(base_dim=1, num_res_blocks=1)
 TEXT_ENCODER = TextEncoderSpec(

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, unpatchify
 from torch import Tensor
 
-from model.spec import VaeSpec
+from conf.spec import VaeSpec
 
 RECEPTIVE_FIELD = 38
 """How many latent frames back the Wan decoder looks. A stream primed with that many decodes bit-equally to

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conf.spec import TextEncoderSpec, VaeSpec
 from model.files import CheckpointError, fingerprint
-from model.spec import TextEncoderSpec, VaeSpec
 from ray_jobs.backend import Backend, LocalBackend, Resources
 from ray_jobs.check import check_lessons
 from ray_jobs.exit_codes import ALL_DELIVERED, NOT_ALL_DELIVERED

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoFeatureExtractor
 
+from conf.spec import TextEncoderSpec, VaeSpec
 from model import lora, speech, tensors, text, vae
 from model.checkpoint import fill
 from model.files import read_json
 from model.golden import Check, compare
 from model.parts import Part
-from model.spec import TextEncoderSpec, VaeSpec
 
 WAV2VEC2 = "wav2vec2_tiny"
 

@@ -15,9 +15,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from conf.spec import VaeSpec
 from model import checkpoint, files, tensors, tiny, vae
 from model.checkpoint import CheckpointError, check
-from model.spec import VaeSpec
 from tests.model import small
 
 torch.set_num_threads(1)

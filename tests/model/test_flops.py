@@ -9,12 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.dimensions import TINY, TINY_VAE, WAN_14B
+from conf.spec import VaeSpec
 from model import flops, vae
 from model.cache import TokenLayout, token_layout
 from model.config import DiTConfig
 from model.denoise import Conditions, Denoiser
 from model.dit import CausalDiT
-from model.spec import VaeSpec
 from tests.model.conftest import SETTINGS
 
 BLOCKS = 6

@@ -7,12 +7,12 @@ import torch
 
 from bench.dimensions import TINY, TINY_VAE, WAN_14B, WAV2VEC2_LARGE
 from bench.measure import building
+from conf.spec import TextEncoderSpec, VaeSpec
 from model import memory, speech, text, vae
 from model.cache import token_layout
 from model.denoise import Denoiser
 from model.dit import CausalDiT
 from model.memory import LiveBytes
-from model.spec import TextEncoderSpec, VaeSpec
 from tests.model.conftest import SETTINGS
 from tests.model.test_flops import conditions
 

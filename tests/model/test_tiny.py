@@ -6,9 +6,9 @@ import yaml
 
 import conf
 from conf.schema import ModelSettings
+from conf.spec import TextEncoderSpec, VaeSpec
 from model import checkpoint, tiny
 from model.files import CheckpointError, locate
-from model.spec import TextEncoderSpec, VaeSpec
 
 torch.set_num_threads(1)
 

@@ -3,8 +3,8 @@ import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
+from conf.spec import VaeSpec
 from model import vae
-from model.spec import VaeSpec
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ import pytest
 from omegaconf import MISSING
 
 from conf.schema import Settings
-from model.spec import TextEncoderSpec
+from conf.spec import TextEncoderSpec
 from stages import validate as rules
 from stages.validate import validate
 from tests.stages.media import settings

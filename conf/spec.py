@@ -1,4 +1,4 @@
-"""What the published checkpoint files do not say about themselves. No torch: configuration imports it."""
+"""What the published checkpoint files do not say about themselves."""
 
 from dataclasses import dataclass, field
 
