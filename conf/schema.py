@@ -20,8 +20,8 @@ class PortraitSettings:
     size: str = MISSING
     """Area of the video as upstream writes it, `704*384` (also `704x384`). It is an area: the picture keeps
     its own aspect and both sides become multiples of 64, so `720*400` renders 704x384 for a 16:9 portrait and
-    512x512 for a square one; `lectern plan` prints the true size. Larger costs time and memory more than
-    proportionally."""
+    512x512 for a square one; `lectern plan` prints the true size. More pixels cost more than their
+    share of time and memory."""
 
     aspect: str = "keep"
     """`keep` renders the portrait's own aspect; `16:9`, `9:16` and `1:1` cut the portrait to that shape
@@ -31,7 +31,7 @@ class PortraitSettings:
     crop: str = "face"
     """What survives where `aspect` or the rounding of sides cuts: `face` keeps the detected face well placed
     and refuses portraits without one, `none` cuts around the middle, `x,y,w,h` (pixels of the upright
-    picture) shows nothing outside that rectangle. Use `none` for drawn characters in which no face is
+    picture) shows nothing outside that rectangle. `none` serves drawn characters in whom no face is
     found."""
 
     max_image_pixels: int = 100_000_000
@@ -49,8 +49,8 @@ class SoundSettings:
 
     segment_seconds: float = 60.0
     """Lessons are cut into pieces of about this length that are rendered, kept and retried as one. Shorter
-    pieces lose less when a machine vanishes and cost more replay (3 % at 60 s, 10 % at 20 s); 0 never cuts,
-    as upstream."""
+    pieces lose less when a machine vanishes and cost more replay (3 % at 60 s, 10 % at 20 s); 0 never
+    cuts, which is upstream's way."""
 
     cut_search_seconds: float = 5.0
     """A cut is moved to the quietest clip boundary within this distance, and a rest shorter than twice this
@@ -83,8 +83,8 @@ class GenerationSettings:
     """Shift of the noise levels towards noise. Upstream ignores its own flag and always uses 3."""
 
     sample_guide_scale: float = 0.0
-    """Classifier-free guidance; 0 is off. Anything else doubles calls and caches, and a distilled LoRA does
-    not want it."""
+    """Classifier-free guidance; 0 is off. Anything else doubles calls and caches, and a LoRA that
+    was distilled does not want it."""
 
     negative_prompt: str = ""
     """What guidance steers away from. Only with `sample_guide_scale` above 0; an error otherwise."""
@@ -145,8 +145,8 @@ class ModelSettings:
     """Folder with the checkpoint in Wan2.2-S2V-14B's layout, or the Hub id it is published under."""
 
     lora_path_dmd: str | None = None
-    """Live Avatar's LoRA: a file, a folder, or a Hub id. Merged into the weights once, at load. Empty:
-    none."""
+    """Live Avatar's LoRA: a file, a folder, or a Hub id. Merged into the weights once, at load. Empty for
+    a checkpoint that needs none, or has it merged in already."""
 
     lora_alpha: float = 64.0
     """With `lora_rank` gives the LoRA's scale; both come from upstream's training, not from the file."""
@@ -196,8 +196,8 @@ class RunSettings:
     """Segments that one decoder holds at once; each costs the decoder's state (1.2 GiB for the 14B)."""
 
     window_blocks: int = 4
-    """Blocks of a segment that may be submitted ahead of the decoder. More hides latency and holds more
-    latents."""
+    """Blocks of a segment that may be submitted ahead of the decoder. More blocks hide more
+    latency and hold more latents."""
 
     threads: int = 1
     """CPU threads of torch in every actor and in `--local`. Two threads on two busy cores are slower than

@@ -80,8 +80,7 @@ def _check_now(
 
 
 def _key(lesson: Lesson, weights: str) -> str | None:
-    """Hash of all that `prepare` looks at, or None where an input cannot even be read (prepare then says
-    why)."""
+    """Hash of all that `prepare` looks at; None where an input cannot be read, of which prepare says why."""
     digest = hashlib.sha256()
     try:
         for uri in (lesson.image, lesson.audio):

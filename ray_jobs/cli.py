@@ -144,8 +144,7 @@ def _request(arguments: argparse.Namespace, **more: object) -> Request:
 
 
 def _from_here(name: str, value: str) -> str:
-    """Paths on the command line are relative to where the user stands, those in a manifest to the
-    manifest."""
+    """Paths on the command line are relative to where the user stands, those of a row to the manifest."""
     return str(Path(value).absolute()) if name in ("image", "audio") and "://" not in value else value
 
 

@@ -37,8 +37,7 @@ class Replica:
         return self._rank.submit(method, *args)
 
     def open(self, job: SegmentJob, inputs: Inputs) -> Ref:
-        """Begin a segment; whatever was open is forgotten. The value is None: the state before any first
-        step."""
+        """Begin a segment and forget the one before. The value is None: the state before a first step."""
         return self._rank.submit(
             "open", job, inputs.text, inputs.negative, inputs.portrait, inputs.speech, inputs.carry
         )

@@ -25,8 +25,7 @@ class Order:
 
     @property
     def encodings(self) -> list[str]:
-        """Encodings that other lessons may use too: prompt, portrait, and under guidance the negative
-        prompt."""
+        """Encodings that others may use too: prompt, portrait, under guidance the negative prompt."""
         settings = self.lesson.settings
         negative = [content_key("prompt", settings.negative_prompt)] if settings.sample_guide_scale else []
         prompt, portrait = self.lesson.prompt, self.prepared.picture.sha256

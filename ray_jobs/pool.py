@@ -1,5 +1,4 @@
-"""Pools of workers, and how large each is. The sizes are one pure function, so that a simulation can run
-it."""
+"""Pools of workers, and how large each is: one pure function, so that a simulation can run it."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class Sizes:
 
 
 def pool_sizes(settings: Settings, lessons: int) -> Sizes:
-    """Sizes for a run that has `lessons` lessons left to render. Pure; zero everywhere when nothing is
-    left."""
+    """Sizes for a run that has `lessons` lessons left to render; zero everywhere when nothing is left."""
     if lessons == 0:
         return Sizes(0, 0, 0, 0)
     groups = min(settings.num_groups, lessons)
@@ -78,8 +76,7 @@ class Pool:
 
     @contextmanager
     def lease(self, priority: float) -> Iterator[Lease]:
-        """Borrow a worker; waits until one is free and nobody with a higher priority waits. Raises
-        Stopped."""
+        """Borrow a worker, once one is free and nobody with a higher priority waits. Raises Stopped."""
         lease = Lease(self, self._take(priority))
         try:
             yield lease
@@ -114,8 +111,7 @@ class Pool:
             self._changed.notify_all()
 
     def replace(self, worker: Any) -> None:
-        """Put a fresh worker in the place of one that was lost; whoever still holds the lost one gives back
-        nothing."""
+        """Put a fresh worker in the place of one that was lost, in all of its slots."""
         with self._changed:
             if worker not in self.workers or self.stopped:
                 return

@@ -47,8 +47,7 @@ class Result:
     segments_rendered: int = 0
     """The others were in the store."""
     prompt_encodings: int = 0
-    """1 if the prompt was encoded for this lesson, 0 if another lesson's encoding or a finished file
-    served."""
+    """1 if the prompt was encoded for this lesson, 0 if another's encoding or a finished file served."""
     portrait_encodings: int = 0
     failed_tries: int = 0
     seconds_to_first_block: float | None = None

@@ -21,8 +21,7 @@ MOTION_FRAMES = 73
 
 
 class Encoders:
-    """Text, picture and speech encoders of one checkpoint. Each is loaded when it is first needed, and
-    kept."""
+    """Text, picture and speech encoders of one checkpoint, each loaded when it is first needed."""
 
     def __init__(self, model: ModelSettings) -> None:
         self._model = model

@@ -26,8 +26,10 @@ def is_cut_short(file: BinaryIO) -> bool:
 
 
 def mp3_counts_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 begins with a header (Xing, Info or VBRI) that knows its length. Leaves the file at its
-    beginning."""
+    """Whether an MP3 begins with a header (Xing, Info or VBRI) that knows its length.
+
+    Leaves the file at its beginning.
+    """
     file.seek(0)
     head = file.read(10)
     if head[:3] == b"ID3":

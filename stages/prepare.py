@@ -60,8 +60,10 @@ def load_portrait(lesson: Lesson, prepared: Prepared) -> np.ndarray:
 
 
 def load_speech(lesson: Lesson, prepared: Prepared) -> np.ndarray:
-    """The sound that `check` has hashed, float32 [prepared.samples], 16 kHz mono. Raises RowError if the file
-    has changed since."""
+    """The sound that `check` has hashed, float32 [prepared.samples], 16 kHz mono.
+
+    Raises RowError if the file has changed since.
+    """
     require_unchanged(lesson, prepared)
     return sound.read(lesson.audio).speech[: prepared.samples]
 

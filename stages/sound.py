@@ -188,8 +188,10 @@ def _declared_seconds(container: InputContainer, stream: av.AudioStream) -> floa
 
 
 def _resample(source: Source, path: str) -> tuple[int, np.ndarray]:
-    """(samples at the source's rate, 16 kHz mono). Channels are averaged in numpy: FFmpeg's own float downmix
-    is 3 dB louder."""
+    """(samples at the source's rate, 16 kHz mono).
+
+    Channels are averaged in numpy: FFmpeg's own float downmix is 3 dB louder.
+    """
     resampler = soxr.ResampleStream(source.rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     samples, speech = 0, bytearray()
     for chunk in source.chunks:

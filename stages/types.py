@@ -39,8 +39,7 @@ class Problem:
     """Why a row cannot be rendered. `str()` is the line that the user sees."""
 
     row: int
-    """Number of the row in the manifest, counted from 1 for the first lesson; 0 for the manifest as a
-    whole."""
+    """Number of the row, counted from 1 for the first lesson; 0 for the manifest as a whole."""
     lesson_id: str
     field: str
     value: str
@@ -53,8 +52,7 @@ class Problem:
 
 
 class RowError(Exception):
-    """A row's input is bad. Knows the field, its value and the rule; the row itself is added by the
-    caller."""
+    """A row's input is bad. Knows the field, its value and the rule; the caller knows the row."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         super().__init__(field, str(value), rule)
