@@ -1,5 +1,4 @@
-"""Checks every lesson before any model is loaded, and remembers what it found by the content of the
-inputs."""
+"""Checks every lesson before any model is loaded, and remembers what it found by content."""
 
 from __future__ import annotations
 

@@ -164,6 +164,8 @@ class Road:
             words = lesson.settings.negative_prompt
             steered_from, _ = self._shared.get(negative[0], lambda: self._encode(job, "prompt", words))
         speech = self._encode(job, "speech", media.sound, job)
+        if carry is not None:
+            self.backend.wait(carry)
         return Inputs(text, steered_from, latents, media.pixels, speech, carry)
 
     def _encode(self, job: SegmentJob, method: str, *arguments: object) -> Ref:

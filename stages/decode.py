@@ -72,7 +72,7 @@ class SegmentDecoder:
         return max(0, min(first + FRAMES_PER_BLOCK, self._kept.stop) - self._kept.start)
 
     def first_clip(self) -> np.ndarray:
-        """Frames of the first clip, uint8 [T, H, W, 3]; kept for `reference: first_latent_and_motion` only."""
+        """Frames of the first clip, uint8 [T, H, W, 3]; only `first_latent_and_motion` keeps them."""
         if not self._clip:
             raise ValueError("the first clip is kept only for reference=first_latent_and_motion")
         return np.concatenate(self._clip)
