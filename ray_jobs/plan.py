@@ -27,6 +27,7 @@ from stages import manifest
 from stages.types import FPS, Lesson, Prepared, Problem, Row
 
 _LOOKUP_THREADS = 16
+_SHOWN_IDENTITIES = 3
 
 
 class Refused(Exception):
@@ -58,7 +59,8 @@ class Request:
 class Plan:
     """A course that has been checked."""
 
-    effective: Effective
+    weights: str
+    """Fingerprint of the weights; empty where there are none yet, and identities mean nothing."""
     rows: list[Row]
     """Every row that was asked for, as it stands in the manifest."""
     ready: list[tuple[Lesson, Prepared]]
@@ -98,7 +100,7 @@ def make_plan(
     checked = check_lessons(lessons, weights, store, backend, task)
     found = [problem for problem in course.problems if problem.row in numbers or problem.row == 0]
     problems = sorted([*found, *checked.problems], key=lambda problem: problem.row)
-    return Plan(effective, chosen, checked.ready, problems, _kept(checked.ready, store))
+    return Plan(weights, chosen, checked.ready, problems, _kept(checked.ready, store))
 
 
 def _kept(ready: list[tuple[Lesson, Prepared]], store: Store | None) -> frozenset[str]:
@@ -143,12 +145,11 @@ def show_problems(problems: list[Problem], console: Console) -> None:
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """True sizes, frames, segments, what is in the store already, and totals."""
-    table = Table(
-        "row", "lesson", "size", "cut away", "frames", "length", "segments", "in store", "output", box=None
-    )
+    """True sizes, frames, segments, which of them are in the store already (marked `+`), and totals."""
+    titles = ("row", "lesson", "size", "cut away", "frames", "length", "in store", "segments", "output")
+    table = Table(*titles, box=None)
     for lesson, prepared in plan.ready:
-        picture, here = prepared.picture, len(prepared.segments) - plan.missing_segments(prepared)
+        picture, segments = prepared.picture, len(prepared.segments)
         table.add_row(
             str(lesson.number),
             lesson.lesson_id,
@@ -156,29 +157,33 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"{picture.cut_away:.0%}",
             str(prepared.frames),
             duration(prepared.frames / FPS),
-            str(len(prepared.segments)),
-            str(here),
+            f"{segments - plan.missing_segments(prepared)} of {segments}",
+            _identities(plan, prepared),
             output_name(lesson),
         )
     console.print(table)
     for lesson, prepared in plan.ready:
         for warning in prepared.warnings:
-            console.print(
-                f"row {lesson.number} ({lesson.lesson_id}): warning: {warning}", style="yellow", markup=False
-            )
-        for segment in prepared.segments if len(prepared.segments) < 4 else ():
-            state = "in store" if segment.id in plan.in_store else "to render"
-            console.print(
-                f"  {lesson.lesson_id} segment {segment.index}: {segment.id[:16]} {state}", markup=False
-            )
+            text = f"row {lesson.number} ({lesson.lesson_id}): warning: {warning}"
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     show_problems(plan.problems, console)
     frames = sum(prepared.frames for _, prepared in plan.ready)
     missing = sum(plan.missing_frames(prepared) for _, prepared in plan.ready)
     bad = len({problem.row for problem in plan.problems})
     console.print(
         f"\n{len(plan.ready)} lessons can be rendered, {bad} cannot; {duration(frames / FPS)} of video "
-        f"({frames} frames), of which {duration(missing / FPS)} ({missing} frames) are not in the store yet"
+        f"({frames} frames), of which {duration(missing / FPS)} ({missing} frames) are not in the store yet",
+        soft_wrap=True,
     )
+
+
+def _identities(plan: Plan, prepared: Prepared) -> str:
+    """The beginnings of the first segments' identities; none without weights, which are part of them."""
+    if not plan.weights:
+        return "no weights yet"
+    shown = [("+" if s.id in plan.in_store else "") + s.id[:8] for s in prepared.segments[:_SHOWN_IDENTITIES]]
+    more = len(prepared.segments) - len(shown)
+    return " ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _short(value: Any) -> str:

@@ -194,3 +194,17 @@ def test_preparing_imports_no_torch():
         "import sys, stages.prepare, stages.manifest; print({'torch', 'ray', 'diffusers'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_prompt_longer_than_the_model_takes_is_a_warning(tmp_path, weights):
+    long = replace(lesson(ASTRONAUT, wav(tmp_path / "a.wav", speech(1))), prompt="studio " * 300)
+    long = replace(long, settings=replace(long.settings, ckpt_dir=str(weights)))
+    (warning,) = prepare.check(long, "w").warnings
+    assert "prompt: its last 237 tokens are not used" in warning
+
+
+def test_guidance_with_a_distilled_lora_is_a_warning(tmp_path):
+    chosen = lesson(
+        ASTRONAUT, wav(tmp_path / "a.wav", speech(1)), sample_guide_scale=2.0, lora_path_dmd="lora"
+    )
+    assert any("does not want guidance" in warning for warning in prepare.check(chosen, "w").warnings)
