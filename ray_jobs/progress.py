@@ -15,6 +15,8 @@ from rich.text import Text
 
 from ray_jobs.events import Event
 
+_SHOWN_LESSONS = 12
+
 
 @dataclass
 class Summary:
@@ -59,8 +61,20 @@ class Summary:
     def _on_loaded(self, event: Event) -> None:
         self.loading.pop(event["stage"], None)
 
-    def _on_lesson_state(self, event: Event) -> None:
-        self.running[event["lesson"]] = event["state"]
+    def _on_lesson_started(self, event: Event) -> None:
+        self.running[event["lesson"]] = "encoding"
+
+    def _on_segment_started(self, event: Event) -> None:
+        self.running[event["lesson"]] = f"rendering segment {event['segment']}"
+
+    def _on_segment_lost(self, event: Event) -> None:
+        self.running[event["lesson"]] = f"segment {event['segment']} lost its worker, again"
+
+    def _on_segment_failed(self, event: Event) -> None:
+        self.running[event["lesson"]] = f"segment {event['segment']} failed, {event['failure']}"
+
+    def _on_lesson_joining(self, event: Event) -> None:
+        self.running[event["lesson"]] = "joining"
 
     def _on_frames(self, event: Event) -> None:
         self.rendering_since = self.rendering_since or event["time"]
@@ -74,6 +88,7 @@ class Summary:
 
     def _on_segment_done(self, event: Event) -> None:
         self.segments_done += 1
+        self.running[event["lesson"]] = f"segment {event['segment']} done"
 
     def _on_lesson_ended(self, event: Event) -> None:
         self.running.pop(event["lesson"], None)
@@ -98,23 +113,28 @@ class Summary:
         rate = self.frames_per_second
         return (self.frames - self.frames_done) / rate if rate else None
 
-    def line(self) -> str:
-        """The run in one line."""
-        parts = [
-            f"{stage} loading {_gb(done)} of {_gb(total)}" for stage, (done, total) in self.loading.items()
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to say: (what, how much)."""
+        rows = [
+            (f"loading {stage}", f"{_gb(done)} of {_gb(total)}")
+            for stage, (done, total) in self.loading.items()
         ]
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
-        parts.append(
-            f"lessons {sum(self.statuses.values())}/{self.lessons}" + (f" ({counts})" if counts else "")
+        rows.append(
+            ("lessons", f"{sum(self.statuses.values())}/{self.lessons}" + (f" ({counts})" if counts else ""))
         )
         if self.segments:
-            parts.append(f"segments {self.segments_done}/{self.segments}")
-            parts.append(f"frames {self.frames_done}/{self.frames}")
+            rows.append(("segments", f"{self.segments_done}/{self.segments}"))
+            rows.append(("frames", f"{self.frames_done}/{self.frames}"))
         if rate := self.frames_per_second:
-            parts.append(f"{rate:.1f} frames/s")
-        if (left := self.seconds_left) and self.exit_code is None:
-            parts.append(f"{duration(left)} left")
-        return " | ".join(parts)
+            rows.append(("frames/s", f"{rate:.1f}"))
+        if (left := self.seconds_left) is not None and self.exit_code is None:
+            rows.append(("time left", duration(left)))
+        return rows
+
+    def line(self) -> str:
+        """The run in one line."""
+        return " | ".join(f"{what} {how_much}" for what, how_much in self.rows())
 
 
 def duration(seconds: float) -> str:
@@ -130,12 +150,15 @@ def _gb(number: int) -> str:
 
 def table(summary: Summary) -> Group:
     """The run as a table: totals above, the lessons on the road below."""
-    lessons = Table(box=None, pad_edge=False)
-    lessons.add_column("lesson")
-    lessons.add_column("now")
-    for lesson, state in list(summary.running.items())[:12]:
+    totals, lessons = (
+        Table(box=None, show_header=False, pad_edge=False),
+        Table("lesson", "now", box=None, pad_edge=False),
+    )
+    for what, how_much in summary.rows():
+        totals.add_row(Text(what), Text(how_much, style="bold"))
+    for lesson, state in list(summary.running.items())[:_SHOWN_LESSONS]:
         lessons.add_row(Text(lesson), Text(state))
-    return Group(Text(summary.line(), style="bold"), lessons)
+    return Group(totals, lessons) if summary.running else Group(totals)
 
 
 class Reporter:

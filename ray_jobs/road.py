@@ -141,6 +141,7 @@ class Road:
 
     def finish(self, order: Order, segments: list[Committed]) -> Measured:
         """Join the segments with the narration and publish the file."""
+        self._events.emit("lesson_joining", lesson=order.lesson.lesson_id)
         arguments = (order.lesson, order.prepared, order.output, segments, self._store.uri, self._out_uri)
         return self.backend.get(self._submit(finish_lesson, *arguments))
 

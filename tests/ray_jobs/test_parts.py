@@ -142,7 +142,7 @@ def test_progress_counts_what_the_events_say() -> None:
         {"event": "work_planned", "segments": 4, "frames": 1000},
         {"event": "loading", "stage": "transformer", "bytes": 10_000_000_000, "total": 32_600_000_000},
         {"event": "frames", "done": 50},
-        {"event": "segment_done", "lesson": "a"},
+        {"event": "segment_done", "lesson": "a", "segment": 0},
         {"event": "frames", "done": 200},
         {"event": "lesson_ended", "lesson": "a", "row": 1, "status": "done"},
         {
@@ -154,12 +154,12 @@ def test_progress_counts_what_the_events_say() -> None:
         },
     )
     line = summary.line()
-    assert "transformer loading 10.0 GB of 32.6 GB" in line
+    assert "loading transformer 10.0 GB of 32.6 GB" in line
     assert "lessons 2/3 (1 done, 1 invalid)" in line
     assert "segments 1/4" in line
     assert "frames 200/1000" in line
-    assert "5.0 frames/s" in line
-    assert "2:40 left" in line
+    assert "frames/s 5.0" in line
+    assert "time left 2:40" in line
     assert summary.failures == [("row 2", "image: no such file")]
 
 
