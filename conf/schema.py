@@ -34,10 +34,6 @@ class PortraitSettings:
     picture) shows nothing outside that rectangle. `none` serves drawn characters in whom no face is
     found."""
 
-    max_image_pixels: int = 100_000_000
-    """Portraits with more pixels are refused from their header, before they are unpacked. Raise it only for
-    pictures that you trust: a 10 kB file can unpack to gigabytes."""
-
 
 @dataclass(frozen=True)
 class SoundSettings:
@@ -83,8 +79,8 @@ class GenerationSettings:
     """Shift of the noise levels towards noise. Upstream ignores its own flag and always uses 3."""
 
     sample_guide_scale: float = 0.0
-    """Classifier-free guidance; 0 is off. Anything else doubles calls and caches, and a LoRA that
-    was distilled does not want it."""
+    """Classifier-free guidance: 0 is off, else above 1. It doubles calls and caches, steers away from
+    `negative_prompt` and from silence, and a LoRA that was distilled does not want it."""
 
     negative_prompt: str = ""
     """What guidance steers away from. Only with `sample_guide_scale` above 0; an error otherwise."""
@@ -230,6 +226,10 @@ class RunSettings:
     cpu_resource: str = ""
     """Name of a custom resource that the cluster's CPU nodes declare; CPU work then asks for a little of it,
     so that it never makes the autoscaler start a GPU node. Empty where any node will do."""
+
+    max_image_pixels: int = 100_000_000
+    """Portraits with more pixels are refused from their header, before they are unpacked. Raise it only for
+    pictures that you trust: a 10 kB file can unpack to gigabytes."""
 
     max_tries: int = 3
     """How often a segment may fail by an error of its own before its lesson fails. Lost machines do not

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from model.attention import AttentionBackend
 from model.config import DiTConfig
-from model.layers import Attention, linear_float32
+from model.layers import Attention, Linear, linear, linear_float32
 
 ENCODER_EPS = 1e-6
 ADAPTIVE_NORM_EPS = 1e-5
+INJECTOR_EPS = 1e-6
+"""Of the injector's query and key norms whatever the config's `eps`: upstream's AudioInjector_WAN builds its
+cross-attentions without passing one on, so that they keep the default of WanCrossAttention.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class CausalConv1d(nn.Module):
         assert bias is not None
         padded_BTC = torch.cat((x_BTC[:, :1].expand(-1, 2, -1), x_BTC), dim=1)
         windows_BTK = padded_BTC.unfold(1, 3, self.conv.stride[0]).flatten(2)
-        return F.linear(windows_BTK, weight.flatten(1), bias.float())
+        return linear(windows_BTK, weight.flatten(1), bias.float())
 
 
 class MotionEncoder(nn.Module):
@@ -56,7 +60,7 @@ class MotionEncoder(nn.Module):
         self.conv1_global = CausalConv1d(in_dim, dim // 4, stride=1)
         self.conv2 = CausalConv1d(dim // 4, dim // 2, stride=2)
         self.conv3 = CausalConv1d(dim // 2, dim, stride=2)
-        self.final_linear = nn.Linear(dim, dim)
+        self.final_linear = Linear(dim, dim)
         self.padding_tokens = nn.Parameter(torch.zeros(1, 1, 1, dim))
         self.num_tokens = num_tokens
 
@@ -95,7 +99,7 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, 2 * dim)
+        self.linear = Linear(dim, 2 * dim)
 
     def forward(self, x_TSD: Tensor, whole_TD: Tensor) -> Tensor:
         shift_TD, scale_TD = self.linear(F.silu(whole_TD)).float().chunk(2, dim=-1)
@@ -109,7 +113,9 @@ class AudioInjector(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         injections = range(len(config.audio_inject_layers))
-        self.injector = nn.ModuleList(Attention(config.dim, config.num_heads, config.eps) for _ in injections)
+        self.injector = nn.ModuleList(
+            Attention(config.dim, config.num_heads, INJECTOR_EPS) for _ in injections
+        )
         self.injector_adain_layers = nn.ModuleList(AdaptiveNorm(config.dim) for _ in injections)
 
     def forward(self, index: int, x_BLD: Tensor, speech: SpeechTokens, attend: AttentionBackend) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from model.errors import CheckpointError
+
 REQUIRED_VALUES: dict[str, Any] = {
     "model_type": "s2v",
     "enable_adain": True,
@@ -26,7 +28,7 @@ REQUIRED_VALUES: dict[str, Any] = {
 values."""
 
 
-class ConfigError(ValueError):
+class ConfigError(CheckpointError, ValueError):
     """A `config.json` that this transformer cannot be built from."""
 
 
@@ -83,6 +85,12 @@ class DiTConfig:
                 f"framepack_zip_frame_buckets={self.framepack_zip_frame_buckets}: "
                 f"must sum to motion_frames_latent={self.motion_frames_latent}"
             )
+        if self.motion_frames_pixel != 4 * self.motion_frames_latent - 3:
+            raise ConfigError(
+                f"motion_frames_pixel={self.motion_frames_pixel}: must be the frames that "
+                f"motion_frames_latent={self.motion_frames_latent} stand for, "
+                f"{4 * self.motion_frames_latent - 3}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -99,18 +107,23 @@ class DiTConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> "DiTConfig":
-        """Reads a `config.json`. Raises ConfigError with the key, its value and the rule.
+        """Reads a `config.json`. Raises ConfigError with the file, the key, its value and the rule.
 
         Keys that are unknown here are left aside: what they could add to the architecture are tensors, and
         the strict load of the checkpoint names every tensor that has no place.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from error
+        except ValueError as error:
             raise ConfigError(f"{path}: not JSON ({error})") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: must hold one JSON object")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DiTConfig":
@@ -123,4 +136,7 @@ class DiTConfig:
             raise ConfigError(f"missing {', '.join(missing)}")
         given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except (TypeError, ZeroDivisionError) as error:
+            raise ConfigError(f"not the dimensions of a transformer ({error})") from error

@@ -13,33 +13,14 @@ from model.attention import attention_backend
 from model.audio import SpeechTokens
 from model.cache import CellExchange, KVCache, PrefillExchange, caches, condition_positions, token_layout
 from model.carry import REFERENCES, Carry, CarryError, DenoiseSettings, extend_history
+from model.conditions import Conditions
 from model.dit import CausalDiT, Context
 from model.noise import MAX_DISTANCE, block_noise, relative_distance
+from model.priming import PRIMING_LATENTS
 from model.rope import RopeTable, multipliers, reference_time
 from model.solver import Solver, SolverState
 
 __all__ = ["REFERENCES", "Carry", "CarryError", "Conditions", "DenoiseSettings", "Denoiser"]
-
-PRIMING_LATENTS = 7
-"""Motion latents that upstream primes the video decoder with before the first block."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a segment is made from. Tensors on the CPU."""
-
-    text: Tensor
-    """[tokens, text_dim], the prompt's encoding without padding."""
-    negative_text: Tensor | None
-    """Likewise, what guidance steers away from; None without guidance."""
-    reference: Tensor
-    """[C, 1, h, w], the portrait."""
-    motion: Tensor
-    """[C, 19, h, w], the portrait standing still."""
-    speech: Tensor
-    """[layers, audio_dim, video frames]; replayed blocks need theirs too."""
-    speech_first_block: int
-    """Block that the first column of `speech` belongs to."""
 
 
 @dataclass
@@ -59,8 +40,10 @@ class _Segment:
     inputs: Tensor
     next_block: list[int]
     """Block whose cell comes next, per step."""
-    speech: dict[int, SpeechTokens]
-    """Of the blocks between their first and last step."""
+    speech: dict[int, list[SpeechTokens]]
+    """Per prompt, of the blocks between their first and last step."""
+    prefill_before: int | None
+    """Block that the second prefill has to come before; None where none is to come, or no more."""
     first_latent: Tensor | None = None
 
     @property
@@ -98,22 +81,29 @@ class Denoiser:
             raise ValueError(
                 f"infer_frames={settings.infer_frames}: must be a multiple of {config.frames_per_block}"
             )
-        self.dit, self.settings, self.distance = dit, settings, distance
+        self.dit, self.distance = dit, distance
         self.block_shape = (config.in_dim, config.num_frames_per_block, height, width)
         self.blocks_per_clip = settings.infer_frames // config.frames_per_block
         self.attend = attention_backend(backend, dit.device)
-        self.solver = Solver(settings.sample_solver, settings.sample_steps, settings.sample_shift)
-        self.times = [dit.encode_time(timestep) for timestep in self.solver.timesteps.tolist()]
+        self.configure(settings)
         self.time_zero = dit.encode_time(0.0)
         layout = token_layout(config, height, width, self.blocks_per_clip)
         positions = condition_positions(config, height, width)
         self.condition_rope = multipliers(positions, config.head_dim).to(dit.device)
         self.caches: list[list[KVCache]] = [
             caches(config, layout, settings.sample_steps, dit.device, dit.dtype)
-            for _ in range(2 if settings.sample_guide_scale else 1)
+            for _ in range(2 if settings.guided else 1)
         ]
         """One set per prompt: the prompt, and with guidance the negative one."""
         self._segment: _Segment | None = None
+
+    @torch.inference_mode()
+    def configure(self, settings: DenoiseSettings) -> None:
+        """Takes settings of equal `caches` for the segments to come, and forgets the open one."""
+        self._segment = None
+        self.settings = settings
+        self.solver = Solver(settings.sample_solver, settings.sample_steps, settings.sample_shift)
+        self.times = [self.dit.encode_time(timestep) for timestep in self.solver.timesteps.tolist()]
 
     @property
     def segment(self) -> _Segment:
@@ -131,11 +121,12 @@ class Denoiser:
         Without one, the video begins here. Raises ValueError for conditions that do not fit, and CarryError.
         """
         self._segment = None
-        if carry is not None:
-            carry.require(self.settings, first_block)
+        first_cell = first_block - (self.blocks_per_clip if carry else 0)
         self._check(conditions, first_block, end_block, carry)
+        conditions.check(self.dit.config, *self.block_shape[2:], first_cell, end_block)
         origin = carry.origin_block if carry else first_block
-        first_cell = first_block - (len(carry.inputs) if carry else 0)
+        second_clip = origin + self.blocks_per_clip
+        has_both = first_cell == origin and second_clip < end_block
         texts = [conditions.text] + ([] if conditions.negative_text is None else [conditions.negative_text])
         inputs = (self.blocks_per_clip, self.settings.sample_steps, *self.block_shape)
         segment = _Segment(
@@ -152,22 +143,31 @@ class Denoiser:
             inputs=torch.empty(inputs, dtype=self.dit.dtype, device=self.dit.device),
             next_block=[first_cell] * self.settings.sample_steps,
             speech={},
+            prefill_before=second_clip if has_both and self.settings.reference != "keep" else None,
         )
         self._prefill(segment)
         self._segment = segment
 
     @torch.inference_mode()
-    def prefill(self, reference: Tensor | None = None, motion: Tensor | None = None) -> None:
-        """The second prefill: from here on the condition is another.
+    def prefill(self, motion: Tensor | None = None) -> None:
+        """The second prefill, between the first clip and the next: from here on the first generated latent is
+        the reference. After a replayed first clip, reference and motion come from the carry.
 
-        reference: [C, 1, h, w]; the first generated latent unless given.
-        motion: [C, 19, h, w]; stays as it is unless given, which `first_latent_and_motion` requires.
+        motion: [C, 19, h, w]; stays as it is unless given, which `first_latent_and_motion` requires. Raises
+        ValueError at any other moment.
         """
         segment = self.segment
-        if reference is None:
-            reference = self._first_latent(segment)
-        segment.reference, segment.motion = reference, self._second_motion(segment, motion)
+        if segment.prefill_before is None or set(segment.next_block) != {segment.prefill_before}:
+            raise ValueError(
+                f"prefill before block {min(segment.next_block)}: its one moment is after the first clip, "
+                f"which here is {segment.prefill_before}"
+            )
+        if segment.carry is None:
+            segment.reference, segment.motion = self._after_first_clip(segment, motion)
+        else:
+            segment.reference, segment.motion = segment.carry.next_reference, segment.carry.next_motion
         self._prefill(segment)
+        segment.prefill_before = None
 
     @torch.inference_mode()
     def cell(self, block: int, step: int, state: SolverState | None = None) -> SolverState:
@@ -181,6 +181,8 @@ class Denoiser:
             raise ValueError(
                 f"cell ({block}, {step}): step {step} goes on at block {segment.next_block[step]}"
             )
+        if block == segment.prefill_before:
+            raise ValueError(f"cell ({block}, {step}): the second prefill comes first")
         replay = block < segment.first_block
         if replay:
             assert segment.carry is not None
@@ -209,7 +211,11 @@ class Denoiser:
         return state
 
     def _velocity(self, x_CFHW: Tensor, block: int, step: int) -> Tensor:
-        """What the network says to x, guided if guidance is on; leaves the block in the caches of `step`."""
+        """What the network says to x, guided if guidance is on; leaves the block in the caches of `step`.
+
+        negative + scale * (positive - negative). As in the original Wan2.2-S2V, the negative branch has the
+        negative prompt and hears features of zero.
+        """
         segment, dit = self.segment, self.dit
         frames = self.block_shape[1]
         frame = (block - segment.origin_block) * frames
@@ -218,9 +224,8 @@ class Denoiser:
         rope = segment.rope.frames(frame, frames)
         distance = self.distance(self.settings.base_seed, block, step)
         reference_rope = segment.rope.frames(reference_time(frame, distance), 1)
-        speech, time = self._speech(block), self.times[step]
-        velocities = []
-        for text, step_caches in zip(segment.texts, self.caches, strict=True):
+        time, velocities = self.times[step], []
+        for text, speech, step_caches in zip(segment.texts, self._speech(block), self.caches, strict=True):
             exchange = CellExchange(step_caches[step // 2], step, slot, blocks, rope, reference_rope)
             hidden = dit.run_layers(
                 dit.embed(x_CFHW),
@@ -245,16 +250,18 @@ class Denoiser:
             raise ValueError(
                 f"end_block={segment.end_block}: a carry needs a finished segment of whole clips"
             )
-        reference, in_force = segment.reference, segment.motion
+        next_reference, next_motion = segment.reference, segment.motion
         if blocks == self.blocks_per_clip and self.settings.reference != "keep":
-            reference, in_force = self._first_latent(segment), self._second_motion(segment, motion)
+            next_reference, next_motion = self._after_first_clip(segment, motion)
         return Carry(
             self.settings,
             segment.end_block,
             segment.origin_block,
             inputs=segment.inputs.cpu(),
-            reference=reference.cpu(),
-            motion=in_force.cpu(),
+            reference=segment.reference.cpu(),
+            motion=segment.motion.cpu(),
+            next_reference=next_reference.cpu(),
+            next_motion=next_motion.cpu(),
             latents=segment.latents.cpu(),
         )
 
@@ -277,25 +284,23 @@ class Denoiser:
             for cache in others:
                 cache.adopt_condition(first)
 
-    def _speech(self, block: int) -> SpeechTokens:
-        """Encoded at a block's first step, used by all of them."""
+    def _speech(self, block: int) -> list[SpeechTokens]:
+        """What each prompt's branch hears: encoded at a block's first step, used by all of them."""
         segment = self.segment
         if block not in segment.speech:
             frames = self.dit.config.frames_per_block
             start = (block - segment.conditions.speech_first_block) * frames
-            features = segment.conditions.speech[:, :, start : start + frames]
-            segment.speech[block] = self.dit.encode_speech(self._upload(features))
+            features = self._upload(segment.conditions.speech[:, :, start : start + frames])
+            heard = [features, torch.zeros_like(features)][: len(segment.texts)]
+            segment.speech[block] = [self.dit.encode_speech(features) for features in heard]
         return segment.speech[block]
 
-    def _first_latent(self, segment: _Segment) -> Tensor:
-        if segment.first_latent is None:
-            raise ValueError("the first latent of the video is not made in this segment, or not yet")
-        return segment.first_latent
-
-    def _second_motion(self, segment: _Segment, motion: Tensor | None) -> Tensor:
+    def _after_first_clip(self, segment: _Segment, motion: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Reference and motion that are in force from the second clip on."""
         if motion is None and self.settings.reference == "first_latent_and_motion":
             raise ValueError("reference='first_latent_and_motion': needs re-encoded motion latents here")
-        return segment.motion if motion is None else motion
+        assert segment.first_latent is not None
+        return segment.first_latent, segment.motion if motion is None else motion
 
     def _upload(self, tensor: Tensor) -> Tensor:
         """To the device without waiting for it: copies from pinned memory are queued like kernels."""
@@ -304,30 +309,10 @@ class Denoiser:
         return tensor.to(self.dit.device, non_blocking=True)
 
     def _check(self, conditions: Conditions, first_block: int, end_block: int, carry: Carry | None) -> None:
-        config, (channels, _, height, width) = self.dit.config, self.block_shape
         if not 0 <= first_block < end_block:
             raise ValueError(f"blocks {first_block}..{end_block}: must be a range of at least one block")
-        if (conditions.negative_text is not None) != bool(self.settings.sample_guide_scale):
-            raise ValueError("negative_text: must be given with sample_guide_scale above 0, and only then")
-        shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-            "reference": (conditions.reference, (channels, 1, height, width)),
-            "motion": (conditions.motion, (channels, config.motion_frames_latent, height, width)),
-        }
+        if (conditions.negative_text is not None) != self.settings.guided:
+            raise ValueError("negative_text: must be given with sample_guide_scale above 1, and only then")
         if carry is not None:
-            steps = self.settings.sample_steps
-            shapes["carry.inputs"] = (carry.inputs, (self.blocks_per_clip, steps, *self.block_shape))
-        for name, (tensor, shape) in shapes.items():
-            if tensor.shape != shape:
-                raise ValueError(f"{name} of shape {list(tensor.shape)}: must be {list(shape)}")
-        first_cell = first_block - (self.blocks_per_clip if carry else 0)
-        needed = (end_block - conditions.speech_first_block) * config.frames_per_block
-        layers, dim, frames = conditions.speech.shape
-        if (layers, dim) != (config.num_wav2vec_layers, config.audio_dim):
-            raise ValueError(
-                f"speech of {layers} layers x {dim}: must be {config.num_wav2vec_layers} x {config.audio_dim}"
-            )
-        if conditions.speech_first_block > first_cell or frames < needed:
-            raise ValueError(
-                f"speech of {frames} frames from block {conditions.speech_first_block} on: "
-                f"must span blocks {first_cell}..{end_block}"
-            )
+            carry.require(self.settings, first_block)
+            carry.check(self.dit.config, self.block_shape, self.dit.dtype)

@@ -20,7 +20,7 @@ from model.attention import AttentionBackend
 from model.audio import AudioInjector, CausalAudioEncoder, SpeechTokens
 from model.config import DiTConfig
 from model.framepack import FramePacker
-from model.layers import Attention, linear_float32, modulated_norm, project_patches
+from model.layers import Attention, Linear, linear_float32, modulated_norm, project_patches
 
 VIDEO, REFERENCE, MOTION = 0, 1, 2
 """Rows of `trainable_cond_mask`: what kind of token it is."""
@@ -67,7 +67,7 @@ class DiTBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = Attention(dim, config.num_heads, config.eps)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+            Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim)
         )
 
     def forward(self, x_BLD: Tensor, layer: int, context: Context) -> Tensor:
@@ -116,7 +116,7 @@ class Head(nn.Module):
         rows, columns = config.patch_size[1:]
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
-        self.head = nn.Linear(config.dim, rows * columns * config.out_dim)
+        self.head = Linear(config.dim, rows * columns * config.out_dim)
 
     def forward(self, x_BLD: Tensor, time: TimeEmbedding) -> Tensor:
         shift, scale = self.modulation[0].float() + time.embedded
@@ -133,10 +133,10 @@ class CausalDiT(nn.Module):
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch)
         self.cond_encoder = nn.Conv3d(config.cond_dim, dim, kernel_size=patch, stride=patch)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim)
         )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.time_embedding = nn.Sequential(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.trainable_cond_mask = nn.Embedding(3, dim)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.head = Head(config)
@@ -185,7 +185,9 @@ class CausalDiT(nn.Module):
         before = speech_LCT[:, :, :1].expand(-1, -1, config.motion_frames_pixel)
         whole_TD, local_TKD = self.casual_audio_encoder(torch.cat((before, speech_LCT), dim=2))
         skip = config.motion_frames_latent
-        return SpeechTokens(whole_TD[skip:].to(self.dtype), local_TKD[skip:].to(self.dtype))
+        # Copies, so that the dropped steps are freed also where the dtype stays as it is.
+        whole_TD, local_TKD = (t[skip:].to(self.dtype, copy=True) for t in (whole_TD, local_TKD))
+        return SpeechTokens(whole_TD, local_TKD)
 
     # The call itself.
 

@@ -18,20 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import ModelSettings
+from model.config import DiTConfig
+from model.errors import CheckpointError
 
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
 LORA_FILE = "liveavatar.safetensors"
 NOT_NEEDED = ("*.msgpack", "assets/*")
 """Files of the published models that are left on the Hub."""
 TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-
-class CheckpointError(Exception):
-    """The weights cannot be used. The message names files, tensors and the rule, one problem per line."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def listed(where: Path | str, what: str, names: Sequence[str], shown: int = 8) -> list[str]:
@@ -180,11 +174,13 @@ def fingerprint(m: ModelSettings) -> str:
     """Identity of the weights: hex sha256 over every file's sha256, the LoRA's scale and the specs.
 
     Moving a checkpoint does not change it. Files are hashed once and remembered by path, size and time of
-    change in the user's cache folder; files of the Hub cache carry their hash in their name.
+    change in the user's cache folder; files of the Hub cache carry their hash in their name. Raises
+    CheckpointError for files that are missing and for a `config.json` that no transformer can be built from.
     """
     files = locate(m)
     if missing := files.missing():
         raise CheckpointError(*missing)
+    DiTConfig.from_file(files.config)
     identity = {
         "files": [sha256(path) for path in files.all() if path != files.lora],
         "lora": [sha256(files.lora), m.lora_alpha, m.lora_rank] if files.lora else None,

@@ -7,6 +7,41 @@ C, F, H, W of latents, K values of a patch.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ROW_GRAIN, COLUMN_GRAIN = 16, 32
+"""What rows and columns of a product on a CPU are filled up to multiples of. Found by trying: with columns
+of 16 some float64 products still gave other bits with other numbers of threads.
+"""
+
+
+def linear(x: Tensor, weight_OK: Tensor, bias_O: Tensor) -> Tensor:
+    """x [..., K] @ weight.T + bias, with the same bits for any number of threads.
+
+    Libraries for CPUs share out the rows and columns of a product among threads, and sum an odd rest in
+    another order than the body. Filled up with zeros, the shares have no such rest.
+    """
+    shape, columns = x.shape[:-1], len(weight_OK)
+    rows = shape.numel()
+    if x.device.type != "cpu" or rows % ROW_GRAIN == columns % COLUMN_GRAIN == 0:
+        return F.linear(x, weight_OK, bias_O)
+    # Under its old name, so that what is not filled up is freed.
+    x = _filled(x.reshape(rows, -1), ROW_GRAIN)
+    y_LO = F.linear(x, _filled(weight_OK, COLUMN_GRAIN), _filled(bias_O, COLUMN_GRAIN))
+    # A copy, so that keys and values that are kept do not keep the filling too.
+    return y_LO[:rows, :columns].clone().view(*shape, columns)
+
+
+def _filled(x: Tensor, grain: int) -> Tensor:
+    """With zeros behind the first dimension, up to a multiple of `grain`."""
+    missing = -len(x) % grain
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) if missing else x
+
+
+class Linear(nn.Linear):
+    """A linear layer whose bits do not depend on the number of threads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
 
 class Attention(nn.Module):
     """The projections around an attention. Queries and keys are normalised over all heads at once."""
@@ -14,10 +49,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.o = Linear(dim, dim)
         self.norm_q = nn.RMSNorm(dim, eps=eps)
         self.norm_k = nn.RMSNorm(dim, eps=eps)
 
@@ -39,9 +74,9 @@ class Attention(nn.Module):
 def project_patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
     """A convolution whose stride is its kernel, as tokens [1, L, D] in the order frame, row, column.
 
-    Takes latents in the dtype of the weights and leaves out what does not fill a patch. It is a matrix
-    product of patches in float64, rounded once: libraries cut convolutions and products of few rows among
-    their threads, and in float64 the cut does not show in the bits.
+    Takes latents in the dtype of the weights and leaves out what does not fill a patch. A matrix product of
+    patches, in float64 and rounded once: libraries share out a convolution among threads so that it shows in
+    the bits.
     """
     x_CFHW = x_CFHW.to(conv.weight.dtype)
     # Each axis becomes two, (patch, place in the patch), so that the next one is two further.
@@ -50,13 +85,13 @@ def project_patches(conv: nn.Conv3d, x_CFHW: Tensor) -> Tensor:
         x_CFHW = x_CFHW.narrow(axis, 0, count * size).unflatten(axis, (count, size))
     patches_LK = x_CFHW.permute(1, 3, 5, 0, 2, 4, 6).flatten(3).flatten(0, 2)
     assert conv.bias is not None
-    tokens_LD = F.linear(patches_LK.double(), conv.weight.flatten(1).double(), conv.bias.double())
+    tokens_LD = linear(patches_LK.double(), conv.weight.flatten(1).double(), conv.bias.double())
     return tokens_LD.to(conv.weight.dtype)[None]
 
 
-def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
+def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32, whatever the dtype of its weights."""
-    return F.linear(x.float(), linear.weight.float(), linear.bias.float())
+    return linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
 def modulated_norm(x_BLD: Tensor, scale_D: Tensor, shift_D: Tensor, eps: float) -> Tensor:

@@ -3,7 +3,8 @@
 The transformer's share is a formula of its dimensions. The encoders and the video autoencoder are other
 people's code: what they hold is found by running them on the meta device, which takes no memory and no time
 to speak of. Neither knows what a device's libraries take for themselves (CUDA's context, workspaces of
-convolutions and products), which is for a reserve to hold.
+convolutions and products), nor what odd products on a CPU are filled up with (`model.layers.linear`); that is
+for a reserve to hold.
 
 D is the model's width, F that of its feed-forward, `itemsize` the bytes of one weight or activation (2 for
 bfloat16, 4 for float32).
@@ -22,11 +23,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from model.cache import TokenLayout, token_layout
-from model.carry import DECODER_HISTORY, DenoiseSettings
+from model.carry import DenoiseSettings
 from model.config import DiTConfig
 from model.dit import CausalDiT
 from model.framepack import KERNELS
+from model.layers import ROW_GRAIN
 from model.noise import MAX_DISTANCE
+from model.priming import DECODER_HISTORY
 from model.rope import reference_time
 from model.vae import Vae
 
@@ -166,7 +169,7 @@ def denoiser(
     and values.
     """
     layout = token_layout(config, height, width, settings.infer_frames // config.frames_per_block)
-    prompts = 2 if settings.sample_guide_scale else 1
+    prompts = 2 if settings.guided else 1
     steps, pairs = settings.sample_steps, (settings.sample_steps + 1) // 2
     condition = key_value_bytes(config, layout.condition, itemsize)
     reference_keys = key_value_bytes(config, layout.reference, itemsize) // 2
@@ -240,7 +243,8 @@ def prefill_activations(
     kernel = config.in_dim * frames * rows * columns
     tokens = (config.framepack_zip_frame_buckets[2] // frames) * (height // rows) * (width // columns)
     history = FLOAT32 * config.motion_frames_latent * config.in_dim * height * width
-    packing = kernel * (FLOAT64 * config.dim + (FLOAT32 + FLOAT64) * tokens) + history
+    filled = tokens + -tokens % ROW_GRAIN  # As on a CPU; elsewhere a few rows less.
+    packing = kernel * (FLOAT64 * config.dim + FLOAT32 * tokens + FLOAT64 * filled) + history
     return max(layer_activations(config, layout.condition, itemsize), packing)
 
 

@@ -13,7 +13,7 @@ from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from conf.schema import ModelSettings
 from model import speech, tensors, text, vae
-from model.config import ConfigError, DiTConfig
+from model.config import DiTConfig
 from model.dit import CausalDiT
 from model.files import CheckpointError, Files, listed, read_json
 from model.prompt import load_tokenizer
@@ -47,10 +47,7 @@ def transformer(files: Files) -> Part[CausalDiT]:
 
 def config(files: Files) -> DiTConfig:
     """The transformer's dimensions. Raises CheckpointError."""
-    try:
-        return DiTConfig.from_file(files.config)
-    except (ConfigError, OSError) as error:
-        raise CheckpointError(f"{files.config}: {error}") from error
+    return DiTConfig.from_file(files.config)
 
 
 def autoencoder(files: Files, m: ModelSettings) -> Part[AutoencoderKLWan]:

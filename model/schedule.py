@@ -9,12 +9,13 @@ class Call:
     """One call of the transformer."""
 
     kind: Literal["prefill", "cell"]
-    """`prefill`: the second one, with the reference that is in force after the first clip."""
+    """`prefill`: the second one, after which the reference is that of the clips after the first."""
     block: int
     """Counted over the whole video; of a prefill, the block that it comes before."""
     step: int
     replay: bool
-    """A cell of the segment before, run again for its keys and values only."""
+    """A cell of the segment before, run again for its keys and values only; or the prefill after those of the
+    first clip, whose reference and motion come from the carry."""
 
 
 def calls(
@@ -28,8 +29,9 @@ def calls(
     """Calls of the segment [first_block, end_block) for one rank that holds all steps and layers, in order.
 
     Block by block, each with all of its steps; the `carried_blocks` before the segment are replayed first.
-    A video that starts here (nothing carried) has its second prefill right before the first cell of its
-    second clip, unless `reference` is `keep`. The prefill that opens the segment is not in the list.
+    Unless `reference` is `keep`, a second prefill comes right before the first cell of the video's second
+    clip, if its first clip is run here: because the video starts here (nothing carried), or because what is
+    carried is blocks 0 on. The prefill that opens the segment is not in the list.
 
     A cell needs the cell before it in its block (its input) and the same step of the block before (its keys
     and values); a second prefill needs the last cell of block 0. A wavefront layout may therefore reorder
@@ -38,9 +40,10 @@ def calls(
     condition.
     """
     order = []
-    second_clip = first_block + blocks_per_clip
-    for block in range(first_block - carried_blocks, end_block):
-        if block == second_clip and not carried_blocks and reference != "keep":
-            order.append(Call("prefill", block, 0, replay=False))
+    first_cell = first_block - carried_blocks
+    has_first_clip = not carried_blocks or first_cell == 0
+    for block in range(first_cell, end_block):
+        if block == first_cell + blocks_per_clip and has_first_clip and reference != "keep":
+            order.append(Call("prefill", block, 0, replay=carried_blocks > 0))
         order += [Call("cell", block, step, replay=block < first_block) for step in range(sample_steps)]
     return order

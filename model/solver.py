@@ -65,6 +65,11 @@ class Solver:
         """[sample_steps] float32, from 1000 down."""
         return self._scheduler.timesteps.float()
 
+    @property
+    def sigmas(self) -> Tensor:
+        """[sample_steps + 1] float32, noise levels before each step and after the last."""
+        return self._scheduler.sigmas.float()
+
     def start(self, noise_CFHW: Tensor) -> SolverState:
         """The state before step 0."""
         scheduler = self._scheduler

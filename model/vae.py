@@ -15,11 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, W
 from torch import Tensor
 
 from conf.spec import VaeSpec
-
-RECEPTIVE_FIELD = 38
-"""How many latent frames back the Wan decoder looks. A stream primed with that many decodes bit-equally to
-one that saw everything; one fewer does not.
-"""
+from model.priming import DECODER_HISTORY
 
 FRAMES_PER_LATENT = 4
 """Pixel frames of every latent frame but the first, which gives one."""
@@ -89,20 +85,11 @@ def _upstream_name(name: str, per_level: int) -> str:
 
 
 class Vae:
-    """A loaded autoencoder, in normalised latents: (z - mean) / std with the model's per-channel constants.
-
-    Raises ValueError for a decoder that looks further back than `RECEPTIVE_FIELD`, since a segment's carry
-    holds only that many latents.
-    """
+    """A loaded autoencoder, in normalised latents: (z - mean) / std with its constants per channel."""
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model
         config = model.config
-        if receptive_field(config) > RECEPTIVE_FIELD:
-            raise ValueError(
-                f"the VAE's decoder looks {receptive_field(config)} latent frames back "
-                f"(num_res_blocks={config['num_res_blocks']}); segments carry no more than {RECEPTIVE_FIELD}"
-            )
         self.z_dim: int = config["z_dim"]
         self.spatial_compression: int = 2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1)
         weight = model.post_quant_conv.weight
@@ -129,6 +116,16 @@ class Vae:
         pixels_BCTHW = pixels_CTHW[None].to(self.device, self.dtype)
         z_CTHW = self.model.encode(pixels_BCTHW).latent_dist.mode()[0].float()
         return (z_CTHW - self.mean_C) / self.std_C
+
+    def require_carried(self) -> None:
+        """Raises ValueError if the decoder looks further back than the latents that a carry holds: it can
+        decode a video as a whole only.
+        """
+        if (reach := receptive_field(self.model.config)) > DECODER_HISTORY:
+            raise ValueError(
+                f"vae.num_res_blocks={self.model.config['num_res_blocks']}: its decoder looks {reach} latent "
+                f"frames back, and a segment hands on {DECODER_HISTORY}; segment_seconds=0 never cuts"
+            )
 
     def stream(self) -> DecodeStream:
         """A decoder at its first frame. Any number may be open at once, each with its own caches."""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from ray_jobs.backend import Backend, Failed, Resources
 from ray_jobs.settings import RUN_FIELDS
@@ -40,9 +41,10 @@ def check_lessons(
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         keys = list(threads.map(lambda lesson: _key(lesson, weights), lessons))
         known = list(threads.map(lambda key: store.get_prepared(key) if key and store else None, keys))
-    found: dict[int, Prepared | RowError] = {
-        lesson.number: _from_json(values) for lesson, values in zip(lessons, known, strict=True) if values
-    }
+    found: dict[int, Prepared | RowError] = {}
+    for lesson, values in zip(lessons, known, strict=True):
+        if values and (prepared := _from_json(values)):
+            found[lesson.number] = prepared
     missing = [(lesson, key) for lesson, key in zip(lessons, keys, strict=True) if lesson.number not in found]
     for lesson, key, result in _check_now(missing, weights, backend, task):
         found[lesson.number] = result
@@ -94,9 +96,13 @@ def _key(lesson: Lesson, weights: str) -> str | None:
     return digest.hexdigest()
 
 
-def _from_json(values: dict) -> Prepared:  # type: ignore[type-arg]
-    picture = Picture(**{**values["picture"], "crop": tuple(values["picture"]["crop"])})
-    segments = tuple(Segment(**segment) for segment in values["segments"])
-    return Prepared(
-        **{**values, "picture": picture, "segments": segments, "warnings": tuple(values["warnings"])}
-    )
+def _from_json(values: dict[str, Any]) -> Prepared | None:
+    """What `as_dict` made of a Prepared; None if it is damaged, and has to be found out again."""
+    try:
+        picture = Picture(**{**values["picture"], "crop": tuple(values["picture"]["crop"])})
+        segments = tuple(Segment(**segment) for segment in values["segments"])
+        return Prepared(
+            **{**values, "picture": picture, "segments": segments, "warnings": tuple(values["warnings"])}
+        )
+    except (KeyError, TypeError):
+        return None

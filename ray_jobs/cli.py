@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-
-from rich.console import Console
 
 from ray_jobs.exit_codes import INTERRUPTED, NOT_ALL_DELIVERED, NOTHING_STARTED
 from ray_jobs.folder import FolderError
 from ray_jobs.lessons import REQUIRED
 from ray_jobs.plan import Refused, Request
+from ray_jobs.progress import console
 from ray_jobs.settings import FIELDS, Layer, SettingsError, from_file, named, unknown
 from stages.manifest import init as manifest_for
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lectern", description="Bulk production of talking-head lesson videos."
     )
+    parser.add_argument("--version", action="version", version=f"lectern {version('lectern')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -98,10 +99,9 @@ def _add_manifest(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def _refuse_flags(flags: list[str]) -> None:
@@ -158,7 +158,7 @@ def _render(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from ray_jobs.plan import plan
 
-    return plan(_request(arguments), Console())
+    return plan(_request(arguments), console())
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -183,7 +183,7 @@ def _init(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from ray_jobs.status import show
 
-    return show(arguments.out, Console())
+    return show(arguments.out, console())
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -23,8 +23,8 @@ class Deliveries:
 
     def find(self, order: Order) -> Measured | None:
         """What was measured of the lesson's file, if it was made from exactly this and is still there."""
-        record = self._records.get(order.lesson.lesson_id)
-        if record is None or (record["delivery"], record["output"]) != (_identity(order), order.output):
+        record = self._records.get(order.lesson.lesson_id, {})
+        if (record.get("delivery"), record.get("output")) != (_identity(order), order.output):
             return None
         measured = Measured(**{**record["measured"], "warnings": tuple(record["measured"]["warnings"])})
         return measured if self._out.size(order.output) == measured.bytes else None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model.golden import Check
 
 GB = 10**9
-OK, WARNING, FAIL, NONE = "ok", "warning", "FAIL", "none"
+OK, WARNING, FAIL, NONE = "pass", "warning", "FAIL", "none"
 STYLE = {OK: "green", WARNING: "yellow", FAIL: "bold red", NONE: "dim"}
 
 DISTRIBUTION = "lectern"
@@ -42,7 +42,7 @@ class Finding:
     what: str
     found: str
     verdict: str
-    """`ok`, `warning`, `FAIL`, or `none` for what need not be there."""
+    """`pass`, `warning`, `FAIL`, or `none` for what need not be there."""
     advice: str = ""
 
 
@@ -221,16 +221,18 @@ def golden_sets(folder: Path) -> list[Finding]:
         return [Finding("golden", str(folder), FAIL, "There is no such folder.")]
     from model import golden
 
-    sets: dict[str, list[Check]] = {}
-    try:
-        for check in golden.run(folder):
-            sets.setdefault(check.set, []).append(check)
-    except Exception as error:  # A reader's own error for a file that is broken, missing or of another shape.
-        return [Finding("golden", f"{type(error).__name__}: {error}", FAIL, "Copy the folder again.")]
+    sets = [_golden_set(name, outcome) for name, outcome in golden.run(folder)]
     if not sets:
         return [Finding("golden", "no sets", FAIL, f"{folder} holds no set that is known.")]
-    absent = [Finding(name, "not in the folder", NONE) for name in golden.absent(folder)]
-    return [*(_worst(name, checks) for name, checks in sets.items()), *absent]
+    return [*sets, *(Finding(name, "not in the folder", NONE) for name in golden.absent(folder))]
+
+
+def _golden_set(name: str, outcome: list[Check] | Exception) -> Finding:
+    if isinstance(outcome, Exception):
+        return Finding(name, f"{type(outcome).__name__}: {outcome}", FAIL, "Copy the set's files again.")
+    if not outcome:
+        return Finding(name, "nothing to compare", FAIL, "Copy the set's files again.")
+    return _worst(name, outcome)
 
 
 def _worst(name: str, checks: list[Check]) -> Finding:
@@ -277,5 +279,5 @@ def _table(title: str, what: str, found: str, findings: list[Finding]) -> Table:
 
 def _verdict(findings: list[Finding]) -> str:
     failed, warned = (", ".join(f.what for f in findings if f.verdict == v) for v in (FAIL, WARNING))
-    verdict = f"FAIL: {failed}" if failed else "ok"
+    verdict = f"{FAIL}: {failed}" if failed else OK
     return f"{verdict}; warning: {warned}" if warned else verdict

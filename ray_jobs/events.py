@@ -15,7 +15,7 @@ from ray_jobs.folder import Folder, FolderError
 _log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
-"""`time` (seconds since 1970), `event` (its name) and what belongs to it, such as `lesson` or `segment`."""
+"""`time` (seconds since 1970), `run`, `event` (its name) and what belongs to it, such as `lesson`."""
 
 
 class EventLog:
@@ -25,7 +25,8 @@ class EventLog:
     most every `upload_seconds`, and at the end.
     """
 
-    def __init__(self, out: Folder, upload_seconds: float = 15.0) -> None:
+    def __init__(self, out: Folder, run: str, upload_seconds: float = 15.0) -> None:
+        self._run = run
         self._lock = threading.Lock()
         self._listeners: list[Callable[[Event], None]] = []
         self._folder = out
@@ -42,7 +43,7 @@ class EventLog:
 
     def emit(self, event: str, **values: Any) -> None:
         """Record an event. Called from several threads; each line is written whole."""
-        entry: Event = {"time": round(time.time(), 3), "event": event, **values}
+        entry: Event = {"time": round(time.time(), 3), "run": self._run, "event": event, **values}
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             try:
@@ -75,12 +76,16 @@ class EventLog:
 
 
 def read(out: Folder) -> list[Event]:
-    """Events of the newest run in an output folder. A last line that is still being written is left out."""
+    """Events of the run that began last in an output folder, also if another goes on beside it.
+
+    A line that is still being written is left out.
+    """
     events: list[Event] = []
     for line in out.read("events.jsonl").split(b"\n"):
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        events = [event] if event["event"] == "run_started" else [*events, event]
-    return events
+        events.append(event)
+    newest = next((event["run"] for event in reversed(events) if event["event"] == "run_started"), None)
+    return [event for event in events if event["run"] == newest]

@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from ray_jobs.folder import FolderError
 from stages.types import RowError
 
+_STORAGE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EIO,
+}
+
 MAX_LOSSES = 5
 """Workers that a segment may lose before it is taken to be what kills them."""
 
@@ -26,7 +36,7 @@ def failure_class(error: BaseException) -> str:
         return "host_oom"
     if isinstance(error, FolderError):
         return "storage"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
         return "storage"
     return "bug"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
@@ -34,6 +35,10 @@ class Folder:
         self.uri = uri
         self.name = re.sub(r"//[^/]*@|[?].*", lambda secret: "//" if secret.group()[0] == "/" else "", uri)
         """The URI without the keys that it may carry, for messages."""
+        if not uri:
+            raise ValueError("the name of a folder is empty")
+        if uri.startswith("file://"):
+            uri = unquote(urlsplit(uri).path)
         if "://" in uri:
             self._fs, self._root = fs.FileSystem.from_uri(uri)
         else:

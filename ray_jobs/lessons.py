@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import difflib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_jobs.settings import FIELDS, Effective, SettingsError, override, unknown
+from stages.names import name_rule, same_file
 from stages.paths import resolve
 from stages.types import Lesson, Problem, Row
 from stages.validate import validate
 
 REQUIRED = ("lesson_id", "image", "audio", "prompt")
-_UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
-_RESERVED = {".", "..", ".lectern"}
-_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,12 @@ def _read_row(
     for name in REQUIRED:
         if not values.get(name):
             problem(name, "", f"is empty, and no {name}=... was given for the whole run")
-    if lesson_id and (rule := _name_rule(lesson_id)):
+    if lesson_id and (rule := name_rule(lesson_id)):
         problem("lesson_id", lesson_id, rule)
     extras = {name: value for name, value in values.items() if name.startswith("x_")}
     own = {name: value for name, value in values.items() if name not in REQUIRED and name not in extras}
     for name in [name for name in own if name not in FIELDS]:
-        problem(name, own.pop(name), f"unknown column ({unknown(name)}); columns of your own begin with x_")
+        problem(name, own.pop(name), _unknown_column(name))
     settings = effective.settings
     for name, value in own.items():
         try:
@@ -90,27 +88,20 @@ def _read_row(
     lesson = Lesson(row.number, lesson_id, image, audio, values["prompt"], settings, extras)
     try:
         name = output_name(lesson)
-    except (KeyError, IndexError, ValueError) as error:
+    except KeyError as error:
         problem("output_name", settings.output_name, f"names a column that the row does not have: {error}")
         return None, problems
-    if rule := _name_rule(name):
+    if rule := name_rule(name):
         problem("output_name", name, rule)
     elif not name.endswith(".mp4"):
         problem("output_name", name, "must end in .mp4")
     return lesson, problems
 
 
-def _name_rule(name: str) -> str | None:
-    """Why a name cannot be a file in the output folder, or None if it can."""
-    if name in _RESERVED or name.startswith("."):
-        return "must not be, or begin with, a dot: it would hide or leave the output folder"
-    if bad := _UNSAFE.search(name):
-        return f"must be a plain file name; {bad.group()!r} is not allowed in one"
-    if name != name.strip():
-        return "must not begin or end with a space"
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        return f"is {len(name.encode())} bytes long; at most {_MAX_NAME_BYTES} are allowed"
-    return None
+def _unknown_column(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), REQUIRED, n=1)
+    hint = f"did you mean {close[0]}?" if close else unknown(name)
+    return f"unknown column ({hint}); columns of your own begin with x_"
 
 
 def _shared_ids(rows: Sequence[Row], fill: Mapping[str, str]) -> list[Problem]:
@@ -118,10 +109,10 @@ def _shared_ids(rows: Sequence[Row], fill: Mapping[str, str]) -> list[Problem]:
     ids = [(row.number, {**fill, **row.values}.get("lesson_id", "")) for row in rows]
     rows_of = defaultdict(list)
     for number, lesson_id in ids:
-        rows_of[lesson_id.casefold()].append(number)
+        rows_of[same_file(lesson_id)].append(number)
     problems = []
     for number, lesson_id in ids:
-        others = [str(other) for other in rows_of[lesson_id.casefold()] if other != number]
+        others = [str(other) for other in rows_of[same_file(lesson_id)] if other != number]
         if lesson_id and others:
             rule = f"is also the id of row {', '.join(others)}; ids must differ by more than case"
             problems.append(Problem(number, lesson_id, "lesson_id", lesson_id, rule))
@@ -129,9 +120,9 @@ def _shared_ids(rows: Sequence[Row], fill: Mapping[str, str]) -> list[Problem]:
 
 
 def _shared_outputs(lessons: Sequence[Lesson]) -> list[Problem]:
-    names = Counter(output_name(lesson).casefold() for lesson in lessons)
+    names = Counter(same_file(output_name(lesson)) for lesson in lessons)
     return [
         Problem(lesson.number, lesson.lesson_id, "output_name", name, "another lesson has the same file")
         for lesson in lessons
-        if names[(name := output_name(lesson)).casefold()] > 1
+        if names[same_file(name := output_name(lesson))] > 1
     ]

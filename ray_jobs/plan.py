@@ -63,6 +63,8 @@ class Plan:
     """Fingerprint of the weights; empty where there are none yet, and identities mean nothing."""
     rows: list[Row]
     """Every row that was asked for, as it stands in the manifest."""
+    others: list[Row]
+    """Those that `--only` and `--limit` leave out."""
     ready: list[tuple[Lesson, Prepared]]
     problems: list[Problem]
     in_store: frozenset[str]
@@ -100,7 +102,8 @@ def make_plan(
     checked = check_lessons(lessons, weights, store, backend, task)
     found = [problem for problem in course.problems if problem.row in numbers or problem.row == 0]
     problems = sorted([*found, *checked.problems], key=lambda problem: problem.row)
-    return Plan(weights, chosen, checked.ready, problems, _kept(checked.ready, store))
+    others = [row for row in rows if row.number not in numbers]
+    return Plan(weights, chosen, others, checked.ready, problems, _kept(checked.ready, store))
 
 
 def _kept(ready: list[tuple[Lesson, Prepared]], store: Store | None) -> frozenset[str]:

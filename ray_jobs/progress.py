@@ -16,6 +16,7 @@ from rich.text import Text
 from ray_jobs.events import Event
 
 _SHOWN_LESSONS = 12
+_LOG_WIDTH = 250
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Summary:
     def rows(self) -> list[tuple[str, str]]:
         """What there is to say: (what, how much)."""
         rows = [
-            (f"loading {stage}", f"{_gb(done)} of {_gb(total)}")
+            (f"loading {stage}", f"{_gb(done)} of {_gb(total)}" if total else "...")
             for stage, (done, total) in self.loading.items()
         ]
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
@@ -159,6 +160,12 @@ def table(summary: Summary) -> Group:
     for lesson, state in list(summary.running.items())[:_SHOWN_LESSONS]:
         lessons.add_row(Text(lesson), Text(state))
     return Group(totals, lessons) if summary.running else Group(totals)
+
+
+def console(stderr: bool = False) -> Console:
+    """Where the user reads. A log has no width: nothing is wrapped or cut there."""
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(stderr=stderr, width=_LOG_WIDTH)
 
 
 class Reporter:

@@ -16,7 +16,7 @@ from rich.console import Console
 from ray_jobs.folder import Folder
 from ray_jobs.plan import Plan
 from ray_jobs.progress import duration
-from stages.types import Lesson, Measured, Prepared
+from stages.types import Lesson, Measured, Prepared, Row
 
 STATUSES = ("done", "reused", "failed", "invalid", "stopped", "not_started")
 
@@ -89,6 +89,22 @@ def begin(plan: Plan) -> dict[int, Result]:
         if number in results:
             reason = "; ".join(f"{problem.field}={problem.value!r}: {problem.rule}" for problem in group)
             results[number].fail("invalid", "input", reason)
+    return results
+
+
+def earlier(out: Folder, rows: list[Row]) -> list[Result]:
+    """Results of rows that this run leaves out, as the run before noted them."""
+    known = {}
+    if rows and out.exists("results.parquet"):
+        table = pq.read_table(io.BytesIO(out.read("results.parquet"))).to_pylist()
+        known = {values["lesson_id"]: values for values in table}
+    results = []
+    for row in rows:
+        lesson_id = row.values.get("lesson_id", "")
+        values = known.get(lesson_id, {})
+        columns = {name: values[name] for name in COLUMNS if name in values}
+        extras = {name: value for name, value in row.values.items() if name.startswith("x_")}
+        results.append(Result(**{**columns, "row": row.number, "lesson_id": lesson_id, "extras": extras}))
     return results
 
 

@@ -201,6 +201,7 @@ class Road:
                 decoder.worker.submit("drop", job)
                 raise
         seconds = round(time.monotonic() - started, 3)
+        self._events.emit("frames", done=sum(self._frames.values()))
         self._emit("segment_done", job, frames=len(job.segment.frames(job.frames)), seconds=seconds)
         return done
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from model.files import CheckpointError, fingerprint
 from ray_jobs.backend import Backend, Failed, LocalBackend, RayBackend, Resources
 from ray_jobs.delivery import Deliveries
@@ -24,13 +22,15 @@ from ray_jobs.loading import CannotStart, watch_loading
 from ray_jobs.orders import Order
 from ray_jobs.plan import Plan, Refused, Request, default_store, make_plan, show_problems, show_settings
 from ray_jobs.pool import Pool, Stopped, cpus_needed, pool_sizes
-from ray_jobs.progress import Reporter, Summary
-from ray_jobs.results import Result, begin, show, write
+from ray_jobs.progress import Reporter, Summary, console
+from ray_jobs.results import Result, begin, earlier, show, write
 from ray_jobs.road import Road
 from ray_jobs.settings import resolve
 from ray_jobs.store import Store
 from ray_jobs.workers import check_weights
 from stages.types import Measured, as_dict
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Walk = Callable[[Road, Order], Measured]
 
@@ -44,11 +44,13 @@ class Run:
     def __init__(self, request: Request) -> None:
         assert request.out is not None
         self.request = request
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.effective = resolve(request.layers)
         self.results: dict[int, Result] = {}
+        self._others: list[Result] = []
         self._backend: Backend | None = None
         self._interrupted = False
+        self._road: Road | None = None
         self._started = time.monotonic()
         try:
             self.out = Folder(request.out)
@@ -56,23 +58,45 @@ class Run:
             self.store = Store(request.store) if request.store else self.home
             for uri in {default_store(request.out), request.store or default_store(request.out)}:
                 Folder(uri).probe()
-            self._events = EventLog(self.out)
+            self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+            self._events = EventLog(self.out, self._name)
         except (FolderError, ValueError, OSError) as error:
             raise Refused(f"--out {request.out}: {error}") from error
         self._summary = Summary()
         self._events.listen(self._summary.feed)
-        self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-        self._events.emit("run_started", run=self._name, manifest=request.manifest)
+        self._events.emit("run_started", manifest=request.manifest)
 
     def __enter__(self) -> Run:
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._catch_signals()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if error is not None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._interrupted and isinstance(error, KeyboardInterrupt):
+            self.finish()
+        elif error is not None:
             self._events.emit("run_ended", exit_code=NOTHING_STARTED, reason=str(error))
         self._events.close()
         if self._backend is not None:
             self._backend.stop()
+
+    def _catch_signals(self) -> None:
+        """SIGINT and SIGTERM end the run in order, a second one ends the process.
+
+        Lessons that are on the road are stopped; before, KeyboardInterrupt ends what is being checked.
+        """
+
+        def handle(number: int, _: object) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            self._interrupted = True
+            if self._road is None:
+                raise KeyboardInterrupt
+            self._road.stop()
+
+        for number in _SIGNALS:
+            signal.signal(number, handle)
 
     # ---------------------------------------------------------------- before the road
 
@@ -87,7 +111,7 @@ class Run:
         show_problems(plan.problems, self.console)
         if self.request.strict and plan.problems:
             raise Refused(f"--strict: {len(plan.problems)} problems, so nothing was rendered")
-        self.results = begin(plan)
+        self.results, self._others = begin(plan), earlier(self.out, plan.others)
         self._events.emit("checked", lessons=len(plan.rows), problems=len(plan.problems))
         self.home.put_run(self._name, "settings", as_dict(self.effective))
         self.home.put_run(self._name, "versions", versions())
@@ -127,6 +151,7 @@ class Run:
             except (OSError, RuntimeError, ValueError) as error:
                 raise Refused(f"--address {self.request.address}: Ray cannot be used: {error}") from error
             seconds = round(time.monotonic() - began, 1)
+            self._catch_signals()  # Ray has set its own
             self._events.emit("ray_started", seconds=seconds)
             self.console.print(f"Ray started in {seconds} s", highlight=False)
         assert self._backend is not None
@@ -147,9 +172,9 @@ class Run:
         road = Road(backend, settings, sizes, self.store, self.out.uri, self._events, self._summary, orders)
         reporter = Reporter(self._summary, settings.progress_seconds, self.console)
         reporter.start()
+        self._road = road
         try:
-            with _on_signals(lambda: self._interrupt(road)):
-                yield road
+            yield road
         finally:
             reporter.stop()
             road.close()
@@ -209,16 +234,12 @@ class Run:
         if limit is not None and sum(r.status == "failed" for r in self.results.values()) >= limit:
             road.closing.set()
 
-    def _interrupt(self, road: Road) -> None:
-        self._interrupted = True
-        road.stop()
-
     # ---------------------------------------------------------------- the end
 
     def finish(self) -> int:
         """Write the results, show them, and return the exit code."""
         results = list(self.results.values())
-        write(self.out, results)
+        write(self.out, [*results, *self._others])
         show(results, time.monotonic() - self._started, self.console)
         if self._interrupted:
             code = INTERRUPTED
@@ -237,19 +258,3 @@ class Run:
             failure=result.failure,
             reason=result.reason,
         )
-
-
-@contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run in order, a second one the process. Ray sets its handlers earlier."""
-
-    def handle(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

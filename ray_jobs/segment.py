@@ -95,7 +95,8 @@ def render_segment(
         reference=settings.reference,
     ):
         if call.kind == "prefill":
-            opened = group.prefill(second_motion())
+            # A replayed first clip was decoded in the segment before: its motion is in the carry.
+            opened = group.prefill(None if call.replay else second_motion())
             continue
         # `open` and `prefill` have no value; a first step that is given theirs fails as they failed.
         state = group.cell(call.block, call.step, opened if call.step == 0 else state)

@@ -104,14 +104,17 @@ def resolve(layers: list[Layer]) -> Effective:
     origins = dict.fromkeys(FIELDS, "default")
     for layer in layers:
         merged = merge(merged, layer)
-        origins.update(dict.fromkeys(layer.values, layer.name))
+        origins.update(dict.fromkeys((name.partition(".")[0] for name in layer.values), layer.name))
     missing = [name for name in FIELDS if OmegaConf.is_missing(merged, name)]
     if missing:
         raise SettingsError(
             f"{missing[0]}: is not set anywhere; give {missing[0]}=... or a preset that has it"
         )
     settings: Settings = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    wrong = [f"{name}={value}: {rule} (from {origins[name]})" for name, value, rule in validate(settings)]
+    wrong = [
+        f"{name}={value}: {rule} (from {origins[name.partition('.')[0]]})"
+        for name, value, rule in validate(settings)
+    ]
     if wrong:
         raise SettingsError("; ".join(wrong))
     return Effective(settings, origins)
@@ -132,11 +135,13 @@ def override(base: Settings, values: Mapping[str, str], source: str) -> Settings
 def merge(config: DictConfig, layer: Layer) -> DictConfig:
     """`config` with one layer put over it."""
     for name, given in layer.values.items():
-        if name not in FIELDS:
+        group, dot, part = name.partition(".")
+        if group not in FIELDS:
             raise SettingsError(f"{layer.name}: {unknown(name)}")
-        value = None if _optional(name) and str(given).lower() in ("", "null", "none") else given
+        _require_literal(layer.name, name, given)
+        value = _plain(group, given)
         try:
-            config = OmegaConf.merge(config, {name: value})  # type: ignore[assignment]
+            config = OmegaConf.merge(config, {group: {part: value} if dot else value})  # type: ignore[assignment]
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(f"{layer.name}: {name}={value}: {reason}") from error
@@ -153,5 +158,18 @@ def unknown(name: str) -> str:
     return f"{name}: there is no such setting{hint}"
 
 
-def _optional(name: str) -> bool:
-    return FIELDS[name].default is None and FIELDS[name].default is not MISSING
+def _require_literal(layer: str, name: str, given: Any) -> None:
+    """Manifests come from strangers: `${oc.env:SECRET}` is no value, and neither is OmegaConf's `???`."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            _require_literal(layer, f"{name}.{key}", value)
+    elif isinstance(given, str) and ("${" in given or given == str(MISSING)):
+        raise SettingsError(f"{layer}: {name}={given}: must be a plain value, without ${{...}} or ???")
+
+
+def _plain(name: str, given: Any) -> Any:
+    """`given` without the ways in which tables spell nothing (`null`) and whole numbers (`4.0`)."""
+    if FIELDS[name].default is None and str(given).lower() in ("", "null", "none"):
+        return None
+    is_whole = FIELDS[name].type in (int, int | None)
+    return given[:-2] if is_whole and isinstance(given, str) and given.endswith(".0") else given

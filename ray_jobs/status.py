@@ -18,6 +18,8 @@ def show(out: str, console: Console) -> int:
         events = read(Folder(out))
     except (FolderError, ValueError) as error:
         raise Refused(f"{out}: no run has been started here: {error}") from error
+    if not events:
+        raise Refused(f"{out}: no run has been started here")
     summary = Summary()
     for event in events:
         summary.feed(event)

@@ -214,7 +214,7 @@ class RankWorker(_ModelWorker):
     def prefill(self, motion: torch.Tensor | None) -> None:
         self._loading.get().prefill(motion)
 
-    def cell(self, block: int, step: int, state: SolverState | None) -> SolverState:
+    def cell(self, block: int, step: int, state: SolverState | None) -> SolverState | None:
         return self._loading.get().cell(block, step, state)
 
     def carry(self, motion: torch.Tensor | None) -> bytes:

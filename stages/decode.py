@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.priming import PRIMING_LATENTS
 from stages.encode import SegmentEncoder
 from stages.types import DROPPED_FRAMES, FRAMES_PER_BLOCK, PortraitLatents, SegmentJob
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from model.vae import Vae
-
-PRIMING_LATENTS = 7
-"""Motion latents that prime the decoder before the first frame of a lesson, as upstream's pipeline does."""
 
 
 def history(portrait: PortraitLatents, carry: bytes | None) -> torch.Tensor:
@@ -40,6 +38,8 @@ class SegmentDecoder:
     """
 
     def __init__(self, vae: Vae, job: SegmentJob, history: torch.Tensor) -> None:
+        if job.carried or not job.last:
+            vae.require_carried()
         self._segment, self._kept = job.segment, job.segment.frames(job.frames)
         self._next_block = job.segment.first_block
         self._stream = vae.stream()
@@ -59,6 +59,8 @@ class SegmentDecoder:
             raise ValueError(
                 f"block {block} of segment {self._segment.index}: expected block {self._next_block}"
             )
+        if not latents.isfinite().all():
+            raise ValueError(f"block {block} of segment {self._segment.index}: latents are not all numbers")
         self._next_block += 1
         frames = to_uint8(self._stream.push(latents))
         first = block * FRAMES_PER_BLOCK - DROPPED_FRAMES

@@ -16,11 +16,12 @@ _OGG_PAGE_HEADER = 27
 
 
 def is_cut_short(file: BinaryIO) -> bool:
-    """Whether a WAV's data chunk is longer than what is there, or an Ogg ends inside a page (RFC 3533,
-    section 6). False for other formats. Leaves the file at its beginning."""
+    """Whether the header of a WAV, W64, AVI or CAF counts more bytes than are there, or an Ogg ends inside a
+    page (RFC 3533, section 6). False for other formats. Leaves the file at its beginning."""
     file.seek(0)
-    kind = file.read(4)
-    cut = {b"RIFF": _wav_is_cut, b"OggS": _ogg_is_cut}.get(kind, lambda file: False)(file)
+    looks = {b"RIFF": _riff_is_cut, b"riff": _w64_is_cut, b"caff": _caf_is_cut, b"OggS": _ogg_is_cut}
+    look = looks.get(file.read(4))
+    cut = look is not None and look(file)
     file.seek(0)
     return cut
 
@@ -42,14 +43,37 @@ def mp3_counts_frames(file: BinaryIO) -> bool:
     return any(tag in first_frame for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _wav_is_cut(file: BinaryIO) -> bool:
+def _riff_is_cut(file: BinaryIO) -> bool:
+    size, form = struct.unpack("<I4s", file.read(8).ljust(8, b"\0"))
     end = file.seek(0, os.SEEK_END)
+    if form == b"AVI ":
+        return 0 < size < _UNKNOWN_WAV_LENGTH and size + 8 > end
     file.seek(12)
     while len(header := file.read(8)) == 8:
         name, size = struct.unpack("<4sI", header)
         if name == b"data":
             return 0 < size < _UNKNOWN_WAV_LENGTH and file.tell() + size > end
         file.seek(size + size % 2, os.SEEK_CUR)
+    return False
+
+
+def _w64_is_cut(file: BinaryIO) -> bool:
+    """A 16-byte name of the format, then the size of the whole file."""
+    file.seek(16)
+    (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+    return size > file.seek(0, os.SEEK_END)
+
+
+def _caf_is_cut(file: BinaryIO) -> bool:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(8)
+    while len(header := file.read(12)) == 12:
+        name, size = struct.unpack(">4sq", header)
+        if name == b"data":
+            return size >= 0 and file.tell() + size > end
+        if size < 0:
+            return False
+        file.seek(size, os.SEEK_CUR)
     return False
 
 

@@ -1,5 +1,4 @@
-"""Read a manifest of lessons in any of its formats, every value a string; write one for a folder of
-recordings.
+"""Read a manifest of lessons in any format, every value a string; write one for a folder of recordings.
 
 A reader yields one entry per lesson: the pairs of column and value as they stand there, or the RowError of a
 line that has none. What the columns mean is not decided here.
@@ -12,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
+from stages.names import safe_name, same_file
 from stages.paths import is_uri, open_input
 from stages.types import Problem, Row, RowError
 
@@ -31,6 +32,8 @@ RECORDINGS = (
 """Ends of file names that `init` takes for recordings."""
 
 _SHOWN = 80
+_EXCEL_SEPARATOR = re.compile(r"sep=.\r?\n", re.IGNORECASE)
+"""A first line by which spreadsheet programs note what stands between cells."""
 
 
 class _Object(list[tuple[str, Any]]):
@@ -54,6 +57,8 @@ def read(uri: str) -> tuple[list[Row], list[Problem]]:
             raise RowError("manifest", uri, "has no rows")
     except RowError as error:
         return [], [error.problem(0, "")]
+    except OSError as error:
+        return [], [Problem(0, "", "manifest", uri, f"cannot be read: {error}")]
     rows, problems = [], []
     for number, entry in enumerate(entries, 1):
         try:
@@ -68,7 +73,7 @@ def init(
 ) -> str:
     """CSV text with one lesson for each recording of a folder, in natural order (lesson2 before lesson10).
 
-    A lesson is called as its file, with its ending where two recordings differ in nothing else. Paths are
+    A lesson is called as its file, with its ending or a number where two would be called the same. Paths are
     absolute, or relative to `manifest_dir` where the manifest is going to be; `image` and `prompt` are
     written as they are. Raises ValueError if the folder holds no recording.
     """
@@ -76,12 +81,11 @@ def init(
     found = [file for file in folder.iterdir() if _is_recording(file)]
     if not found:
         raise ValueError(f"{recordings_dir!r} holds no recordings ({', '.join(RECORDINGS)})")
-    stems = [file.stem for file in found]
+    names = _lesson_names(sorted(found, key=lambda file: _natural(file.name)))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["lesson_id", "image", "audio", "prompt"])
-    for file in sorted(found, key=lambda file: _natural(file.name)):
-        lesson_id = file.stem if stems.count(file.stem) == 1 else file.name
+    for file, lesson_id in names.items():
         audio = os.path.relpath(file, manifest_dir) if manifest_dir is not None else str(file)
         table.writerow([lesson_id, image or "", audio, prompt or ""])
     return text.getvalue()
@@ -117,6 +121,8 @@ def _text(uri: str, data: bytes) -> str:
 
 
 def _csv(uri: str, text: str) -> Iterator[Entry]:
+    if _EXCEL_SEPARATOR.match(text):
+        text = text.partition("\n")[2]
     first_line = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first_line.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -125,6 +131,8 @@ def _csv(uri: str, text: str) -> Iterator[Entry]:
         header = [name.strip() for name in next(filled, [])]
         _refuse_twice(uri, header)
         for line in filled:
+            while len(line) > len(header) and not line[-1].strip():
+                line.pop()  # spreadsheet programs write empty cells beyond the last column
             if len(line) == len(header):
                 yield _Object(zip(header, line, strict=True))
             else:
@@ -248,6 +256,22 @@ def _refuse_twice(uri: str, names: Sequence[str]) -> None:
 
 def _is_recording(file: Path) -> bool:
     return file.suffix.lower() in RECORDINGS and not file.name.startswith(".") and file.is_file()
+
+
+def _lesson_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A lesson id for every recording, each a name that no disk takes for another's."""
+    stems = Counter(same_file(safe_name(file.stem)) for file in files)
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        alone = stems[same_file(safe_name(file.stem))] == 1
+        name = base = safe_name(file.stem if alone else file.name)
+        number = 2
+        while same_file(name) in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(same_file(name))
+        names[file] = name
+    return names
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -4,9 +4,10 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from typing import BinaryIO, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow.fs
 
@@ -36,10 +37,15 @@ def resolve(path: str, manifest: str) -> str:
 def open_binary(path: str) -> BinaryIO:
     """Opens a local file, or a temporary copy of what a URI names: decoders seek, and a seek is a request.
 
-    Keys of object stores are taken literally: spaces and Chinese are not escaped. Raises FileNotFoundError
-    and IsADirectoryError for both, and ValueError for a URI that `pyarrow.fs` does not know.
+    Keys of object stores are taken literally: spaces and Chinese are not escaped, as they are in `file://`
+    URIs. Raises FileNotFoundError and IsADirectoryError for both, and ValueError for pipes and devices and
+    for a URI that `pyarrow.fs` does not know.
     """
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path, allow_fragments=False).path)
     if not is_uri(path):
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise ValueError("is not a regular file")  # a pipe or a device would never end
         return open(path, "rb")
     parts = urlsplit(path, allow_fragments=False)
     query = f"?{parts.query}" if parts.query else ""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
-from conf.schema import PortraitSettings
+from conf.schema import Settings
 from stages.faces import find_faces
 from stages.framing import Rectangle, around_face, centred, cuts_face, largest, parse_aspect, parse_crop
 from stages.paths import open_input
@@ -16,7 +16,7 @@ from stages.size import parse_size, true_size
 from stages.types import Picture, RowError
 
 
-def prepare(path: str, settings: PortraitSettings) -> tuple[Picture, list[str]]:
+def prepare(path: str, settings: Settings) -> tuple[Picture, list[str]]:
     """Opens and frames the portrait: how it is cut and scaled, and what the user should know about that.
 
     Raises RowError for a file or a setting that gives no picture.
@@ -74,9 +74,7 @@ def open_rgb(path: str, max_image_pixels: int) -> tuple[Image.Image, list[str]]:
     return rgb, notes + alpha_note
 
 
-def _frame(
-    path: str, image: Image.Image, settings: PortraitSettings
-) -> tuple[Rectangle, tuple[int, int], list[str]]:
+def _frame(path: str, image: Image.Image, settings: Settings) -> tuple[Rectangle, tuple[int, int], list[str]]:
     """The crop, the true (width, height), and notes. Where `crop` is a rectangle, `aspect` and the rounding
     of sides cut around its middle."""
     whole = Rectangle(0, 0, image.width, image.height)

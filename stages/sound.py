@@ -1,6 +1,7 @@
 """A recording's file -> the 16 kHz mono sound that the model hears."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ MAX_CHANNELS = 8
 
 SILENCE = 10 ** (-60 / 20)
 """A recording whose mono sum never reaches this peak (-60 dBFS) is silent."""
+
+LOUDEST = 100.0
+"""A sample beyond this, 40 dB over full scale, is a mistake of scale, and no encoder takes it."""
+
+_MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+"""The tag by which MKV and WebM with several streams tell the length of each."""
 
 _EXACT_CODECS = ("pcm_", "flac")
 _LIBSNDFILE_BLOCK = 1 << 16
@@ -85,7 +92,7 @@ def read(path: str) -> Recording:
         raise RowError("audio", path, rule)
     if len(speech) < SAMPLES_PER_FRAME:
         raise RowError(
-            "audio", path, f"is shorter than one frame ({seconds:.3f} s; at least 0.040 s are needed)"
+            "audio", path, f"is shorter than one frame ({seconds:.5f} s; at least 0.04 s are needed)"
         )
     if max(speech.max(), -speech.min()) < SILENCE:
         raise RowError("audio", path, "is silent throughout: the mean of its channels stays below -60 dBFS")
@@ -184,6 +191,9 @@ def _declared_seconds(container: InputContainer, stream: av.AudioStream) -> floa
         return float(stream.duration * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
+    if tag := _MATROSKA_DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
     return None
 
 
@@ -198,6 +208,9 @@ def _resample(source: Source, path: str) -> tuple[int, np.ndarray]:
         if not np.isfinite(chunk).all():
             at = f"near {samples / source.rate:.1f} s"
             raise RowError("audio", path, f"holds samples that are not numbers (NaN or infinite) {at}")
+        if len(chunk) and (peak := float(np.abs(chunk).max())) > LOUDEST:
+            rule = f"holds samples up to {peak:g}, where full scale is 1; export it again"
+            raise RowError("audio", path, rule)
         samples += len(chunk)
         mono = chunk.mean(axis=1, dtype=np.float64).astype(np.float32)
         speech += resampler.resample_chunk(mono).tobytes()

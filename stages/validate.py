@@ -1,6 +1,7 @@
 """The rules that every setting's value must keep. No file is looked at."""
 
 import math
+import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -12,6 +13,9 @@ from conf.schema import Settings
 from stages.framing import parse_aspect, parse_crop
 from stages.size import parse_size
 from stages.types import FPS, FRAMES_PER_BLOCK, RowError
+
+_PLACE = re.compile(r"lesson_id|x_[^.\[\]{}]+")
+"""What may stand between braces in `output_name`: a column as it is, nothing that Python would evaluate."""
 
 Violation = tuple[str, str, str]
 """Field, value, rule."""
@@ -35,13 +39,13 @@ _WORDS: dict[str, tuple[str, ...]] = {
 _RANGES: dict[str, tuple[float, float]] = {
     "max_image_pixels": (4096, math.inf),
     "num_clip": (1, math.inf),
-    "segment_seconds": (0, math.inf),
-    "cut_search_seconds": (0, math.inf),
-    "audio_context_seconds": (0, math.inf),
+    "segment_seconds": (0, 86_400),
+    "cut_search_seconds": (0, 86_400),
+    "audio_context_seconds": (0, 86_400),
     "lead_frames": (0, 3),
     "infer_frames": (FRAMES_PER_BLOCK, math.inf),
     "sample_steps": (1, 1000),
-    "sample_guide_scale": (0, math.inf),
+    "sample_guide_scale": (0, 100),
     "base_seed": (0, 2**63 - 1),
     "crf": (0, 51),
     "encoder_threads": (1, 128),
@@ -63,6 +67,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "condition_gpus": (0, math.inf),
     "max_tries": (1, math.inf),
 }
+
+_MUCH = 1e6
 
 _ABOVE_ZERO = ("sample_shift", "lora_alpha", "placement_timeout", "progress_seconds")
 
@@ -88,8 +94,8 @@ def _ranges(settings: Settings) -> Iterator[Violation]:
             rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             yield name, str(value), f"must be {rule}"
     for name in _ABOVE_ZERO:
-        if not 0 < (value := _value(settings, name)) < math.inf:
-            yield name, str(value), "must be above 0"
+        if not 0 < (value := _value(settings, name)) < _MUCH:
+            yield name, str(value), f"must be above 0 and below {_MUCH:g}"
 
 
 def _parsed(settings: Settings) -> Iterator[Violation]:
@@ -123,11 +129,20 @@ def _sound_rules(settings: Settings) -> Iterator[Violation]:
 def _generation_rules(settings: Settings) -> Iterator[Violation]:
     if settings.infer_frames % FRAMES_PER_BLOCK:
         yield "infer_frames", str(settings.infer_frames), f"must be a multiple of {FRAMES_PER_BLOCK}"
+    if 0 < settings.sample_guide_scale <= 1:
+        scale = str(settings.sample_guide_scale)
+        yield (
+            "sample_guide_scale",
+            scale,
+            "must be 0, which is off, or above 1; up to 1 nothing changes",
+        )
     if settings.negative_prompt and settings.sample_guide_scale == 0:
         yield "negative_prompt", settings.negative_prompt, "has no effect with sample_guide_scale=0"
 
 
 def _run_rules(settings: Settings) -> Iterator[Violation]:
+    if settings.attention_backend != "sdpa" and settings.device != "cuda":
+        yield "attention_backend", settings.attention_backend, "needs device=cuda; a CPU has sdpa"
     for name in ("denoise_gpus", "decode_gpus", "condition_gpus"):
         value = _value(settings, name)
         if settings.device == "cuda" and not value:
@@ -156,11 +171,12 @@ def _is_lufs(text: str) -> bool:
 
 def _name_rule(pattern: str) -> str | None:
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
+        fields = [part[1:] for part in string.Formatter().parse(pattern)]
     except ValueError as error:
         return f"is not a name pattern ({error})"
-    if unknown := sorted(name for name in names if name != "lesson_id" and not name.startswith("x_")):
-        return f"may hold {{lesson_id}} and {{x_...}} only, not {{{unknown[0]}}}"
+    for name, form, conversion in fields:
+        if name is not None and (not _PLACE.fullmatch(name) or form or conversion):
+            return f"may hold {{lesson_id}} and {{x_...}} only, not {{{name}...}}"
     return None if pattern.endswith(".mp4") else "must end in .mp4"
 
 

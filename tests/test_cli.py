@@ -138,3 +138,24 @@ def test_the_light_commands_import_no_torch() -> None:
         "import sys, ray_jobs.cli, ray_jobs.render; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_limit_must_be_a_number_above_0(course: Course, capsys: pytest.CaptureFixture[str]) -> None:
+    course.add("001", 0.5)
+    with pytest.raises(SystemExit):
+        main(["plan", str(course.manifest), "--limit", "0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_sigterm_while_rows_are_checked_ends_with_130(course: Course, weights: Path, tmp_path: Path) -> None:
+    course.add("001", 0.5)
+    code = (
+        "import os, signal, sys, ray_jobs.workers as workers; from ray_jobs.cli import main; "
+        "workers.prepare.check = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        f"sys.exit(main(['render', {str(course.manifest)!r}, '--out', {str(tmp_path / 'out')!r}, '--local', "
+        f"'{TINY}', 'ckpt_dir={weights}']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130, ended.stderr
+    last = (tmp_path / "out/events.jsonl").read_text().splitlines()[-1]
+    assert '"exit_code": 130' in last

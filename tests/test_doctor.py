@@ -1,6 +1,8 @@
 """What `lectern doctor` says of a machine, and that it fails when something that is needed is not there."""
 
 import math
+import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from ray_jobs import doctor
 from ray_jobs.doctor import FAIL, NONE, OK, WARNING, Finding
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,13 @@ class Check:
 
 @pytest.fixture
 def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A stand-in for `model.golden` that reports the given checks; call it with them and get a folder."""
+    """A stand-in for `model.golden` with the given outcome per set; call it with them and get a folder."""
 
-    def install(*checks: Check) -> Path:
+    def install(**sets: list[Check] | Exception) -> Path:
         import model
 
         module = ModuleType("model.golden")
-        module.run = lambda folder: list(checks)  # type: ignore[attr-defined]
+        module.run = lambda folder: sets.items()  # type: ignore[attr-defined]
         module.absent = lambda folder: ["lora"]  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "model.golden", module)
         monkeypatch.setattr(model, "golden", module, raising=False)
@@ -53,7 +57,7 @@ def nvidia_smi(folder: Path, script: str) -> str:
 
 def test_this_machine_passes_and_says_so_last(capsys, tmp_path):
     assert doctor.run(tmp_path / "not" / "yet", None) == 0
-    assert last_line(capsys).startswith("ok")
+    assert re.match(r"pass\b", last_line(capsys))
 
 
 def test_any_failure_is_named_last_and_gives_a_non_zero_exit(capsys, monkeypatch, tmp_path):
@@ -65,7 +69,7 @@ def test_any_failure_is_named_last_and_gives_a_non_zero_exit(capsys, monkeypatch
 def test_warnings_alone_do_not_fail(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "machine", lambda out: [Finding("disk", "small", WARNING, "Make room.")])
     assert doctor.run(tmp_path, None) == 0
-    assert last_line(capsys).startswith("ok; warning: disk")
+    assert last_line(capsys).startswith("pass; warning: disk")
 
 
 def test_full_disk(tmp_path):
@@ -170,9 +174,11 @@ def test_broken_driver_is_a_warning(tmp_path):
 
 def test_golden_set_out_of_tolerance_fails(capsys, golden, tmp_path):
     folder = golden(
-        Check("vae", "pixels", 1e-6, 2e-5, True),
-        Check("dit_block", "velocity", 3e-6, 2e-5, True),
-        Check("dit_block", "ring keys", 1e-3, 2e-5, False),
+        vae=[Check("vae", "pixels", 1e-6, 2e-5, True)],
+        dit_block=[
+            Check("dit_block", "velocity", 3e-6, 2e-5, True),
+            Check("dit_block", "ring keys", 1e-3, 2e-5, False),
+        ],
     )
     assert doctor.run(tmp_path, folder) != 0
     out = capsys.readouterr().out
@@ -181,7 +187,8 @@ def test_golden_set_out_of_tolerance_fails(capsys, golden, tmp_path):
 
 
 def test_golden_row_shows_what_uses_most_of_its_tolerance(golden):
-    folder = golden(Check("vae", "latents", 1e-4, 1e-2, True), Check("vae", "pixels", 1e-5, 2e-5, True))
+    checks = [Check("vae", "latents", 1e-4, 1e-2, True), Check("vae", "pixels", 1e-5, 2e-5, True)]
+    folder = golden(vae=checks)
     vae, lora = doctor.golden_sets(folder)
     assert vae.verdict == OK
     assert "pixels" in vae.found
@@ -189,21 +196,38 @@ def test_golden_row_shows_what_uses_most_of_its_tolerance(golden):
 
 
 def test_golden_difference_that_is_not_a_number_fails(golden):
-    folder = golden(Check("vae", "pixels", math.nan, 2e-5, False), Check("vae", "latents", 0.0, 0.0, True))
-    found, _ = doctor.golden_sets(folder)
+    checks = [Check("vae", "pixels", math.nan, 2e-5, False), Check("vae", "latents", 0.0, 0.0, True)]
+    found, _ = doctor.golden_sets(golden(vae=checks))
     assert found.verdict == FAIL
     assert "pixels" in found.found
 
 
-def test_golden_file_that_cannot_be_read_fails(golden, monkeypatch, capsys, tmp_path):
-    folder = golden()
-
-    def broken(folder):
-        raise ValueError("vae: shapes differ")
-
-    monkeypatch.setattr(sys.modules["model.golden"], "run", broken)
+def test_golden_set_that_cannot_be_compared_fails_alone(golden, capsys, tmp_path):
+    checks = [Check("lora", "weight", 1e-7, 1e-6, True)]
+    folder = golden(vae=ValueError("shapes differ"), text_encoder=[], lora=checks)
+    found = {finding.what: finding for finding in doctor.golden_sets(folder)}
+    assert (found["vae"].verdict, found["vae"].found) == (FAIL, "ValueError: shapes differ")
+    assert found["text_encoder"].verdict == FAIL
     assert doctor.run(tmp_path, folder) != 0
-    assert last_line(capsys).startswith("FAIL: golden")
+    assert last_line(capsys).startswith("FAIL: vae, text_encoder")
+
+
+def test_golden_folder_with_a_missing_file(capsys, tmp_path):
+    """The real sets: one is complete, of another the weights are there and the results are not."""
+    for name in ("text_encoder.json", "text_encoder.safetensors", "text_encoder_weights.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path)
+    assert doctor.run(tmp_path, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"text_encoder .* pass ", out)
+    assert re.match(r"pass\b", out.strip().splitlines()[-1])
+    for name in ("vae.json", "vae_weights.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path)
+    assert doctor.run(tmp_path, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"text_encoder .* pass ", out)
+    assert re.search(r"vae .* FAIL ", out)
+    assert "vae.safetensors" in out
+    assert out.strip().splitlines()[-1].startswith("FAIL: vae")
 
 
 def test_golden_folder_that_is_missing_or_empty_fails(golden, tmp_path):

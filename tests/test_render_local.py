@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -229,11 +230,62 @@ def test_only_and_limit_choose_lessons(course: Course, weights: Path, tmp_path: 
     for name in "abc":
         course.add(name, 0.5)
     assert render(course.request(weights, tmp_path / "only", only=("b",))) == 0
-    assert [row["lesson_id"] for row in results(tmp_path / "only")] == ["b"]
+    assert [row["status"] for row in results(tmp_path / "only")] == ["not_started", "done", "not_started"]
     assert render(course.request(weights, tmp_path / "limit", limit=1)) == 0
-    assert [row["lesson_id"] for row in results(tmp_path / "limit")] == ["a"]
+    assert [row["status"] for row in results(tmp_path / "limit")] == ["done", "not_started", "not_started"]
     with pytest.raises(Refused, match="--only x"):
         render(course.request(weights, tmp_path / "none", only=("x",)))
+
+
+def test_a_run_of_some_lessons_keeps_the_results_of_the_others(
+    course: Course, weights: Path, tmp_path: Path
+) -> None:
+    for name in "abc":
+        course.add(name, 0.5, x_part=name)
+    assert render(course.request(weights, tmp_path / "out", only=("a", "b"))) == 0
+    before = results(tmp_path / "out")
+    assert [row["status"] for row in before] == ["done", "done", "not_started"]
+    assert render(course.request(weights, tmp_path / "out", only=("c",))) == 0
+    after = results(tmp_path / "out")
+    assert [row["status"] for row in after] == ["done", "done", "done"]
+    assert after[:2] == before[:2]
+
+
+def test_latents_that_are_not_numbers_are_never_delivered(
+    course: Course, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course.add("a", 0.5)
+    real = workers.RankWorker.cell
+
+    def overflow(self: workers.RankWorker, block: int, step: int, state: Any) -> Any:
+        state = real(self, block, step, state)
+        return state and dataclasses.replace(state, x=state.x * float("nan"))
+
+    monkeypatch.setattr(workers.RankWorker, "cell", overflow)
+    assert render(course.request(weights, tmp_path / "out", settings={"max_tries": "1"})) == 3
+    assert "latents are not all numbers" in results(tmp_path / "out")[0]["reason"]
+    assert not list((tmp_path / "out/.lectern/segments").rglob("done.json"))
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "not json", '{"delivery": 1, "output": "a.mp4"}'])
+def test_a_damaged_record_of_a_delivery_counts_as_none(
+    course: Course, weights: Path, tmp_path: Path, record: str
+) -> None:
+    course.add("a", 0.5)
+    render(course.request(weights, tmp_path / "out"))
+    (tmp_path / "out/.lectern/lessons/a.json").write_text(record)
+    (prepared,) = (tmp_path / "out/.lectern/prepared").iterdir()
+    prepared.write_text('{"picture": 1}')
+    assert render(course.request(weights, tmp_path / "out")) == 0
+    row = results(tmp_path / "out")[0]
+    assert (row["status"], row["segments_rendered"]) == ("done", "0")
+
+
+def test_an_empty_name_of_an_output_folder_is_refused(course: Course, weights: Path) -> None:
+    course.add("a", 0.5)
+    request = course.request(weights, Path("unused"))
+    with pytest.raises(Refused, match="empty"):
+        render(dataclasses.replace(request, out=""))
 
 
 def test_two_folders_share_one_store(course: Course, weights: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The transformer's sets; here `denoise_loop`, `audio_encoder` and `framepack`: its loop and small parts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,21 @@ from torch import Tensor
 from model.denoise import Conditions, Denoiser, DenoiseSettings
 from model.dit import CausalDiT
 from model.framepack import motion_positions
-from model.golden import Check, absent, compare
+from model.golden import Check, compare, present
 from model.golden.dit_block import dit_block
-from model.golden.recorded import AUDIO_ENCODER, ROPE, TIMESTEPS, TOKENS, VELOCITY, Recorded, load_dit, read
+from model.golden.recorded import (
+    AUDIO_ENCODER,
+    ROPE,
+    SIGMAS,
+    TIMESTEPS,
+    TOKENS,
+    VELOCITY,
+    Recorded,
+    load_dit,
+    read,
+)
 from model.rope import multipliers
 from model.solver import Solver
-
-
-@torch.inference_mode()
-def checks(folder: Path, device: str = "cpu") -> list[Check]:
-    """All quantities of the sets that are there."""
-    sets = {
-        "dit_block": dit_block,
-        "denoise_loop": denoise_loop,
-        "audio_encoder": audio_encoder,
-        "framepack": framepack,
-    }
-    present = [name for name in sets if name not in absent(folder)]
-    if not present:
-        return []
-    dit = load_dit(folder, device)
-    return [check for name in present for check in sets[name](folder, dit)]
 
 
 def denoise_loop(folder: Path, dit: CausalDiT) -> list[Check]:
@@ -38,7 +33,10 @@ def denoise_loop(folder: Path, dit: CausalDiT) -> list[Check]:
     block_values, inputs = read(folder, "dit_block")
     scheduler = values["scheduler"]
     solver = Solver("euler", scheduler["num_inference_steps"], float(scheduler["shift"]))
-    results = [compare("denoise_loop", "timesteps", solver.timesteps, recorded["timesteps"], TIMESTEPS)]
+    results = [
+        compare("denoise_loop", "timesteps", solver.timesteps, recorded["timesteps"], TIMESTEPS),
+        compare("denoise_loop", "sigmas", solver.sigmas, recorded["sigmas"], SIGMAS),
+    ]
     for name, run in values["runs"].items():
         settings = DenoiseSettings(
             infer_frames=block_values["blocks_per_clip"] * dit.config.frames_per_block,
@@ -58,7 +56,8 @@ def _reference(second_prefill: str | bool) -> str:
     """The setting that the recorded description of a run's second prefill stands for."""
     if not second_prefill:
         return "keep"
-    return "first_latent_and_motion" if "motion = " in str(second_prefill) else "first_latent"
+    with_motion = any(words in str(second_prefill) for words in ("motion = ", "and_motion"))
+    return "first_latent_and_motion" if with_motion else "first_latent"
 
 
 def _loop(
@@ -127,3 +126,22 @@ def framepack(folder: Path, dit: CausalDiT) -> list[Check]:
         ),
         *(compare("framepack", name, tokens, recorded[name], TOKENS) for name, tokens in ours.items()),
     ]
+
+
+SETS: dict[str, Callable[[Path, CausalDiT], list[Check]]] = {
+    "dit_block": dit_block,
+    "denoise_loop": denoise_loop,
+    "audio_encoder": audio_encoder,
+    "framepack": framepack,
+}
+
+
+def checks(folder: Path, device: str = "cpu") -> list[Check]:
+    """All quantities of the sets that are there. Errors are those of the readers."""
+    return [check for name in present(folder) if name in SETS for check in run_set(name, folder, device)]
+
+
+@torch.inference_mode()
+def run_set(name: str, folder: Path, device: str) -> list[Check]:
+    """All quantities of one of `SETS`."""
+    return SETS[name](folder, load_dit(folder, device))

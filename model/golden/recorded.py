@@ -15,6 +15,7 @@ VELOCITY = CACHES = TOKENS = 2e-5
 AUDIO_ENCODER = 1e-5
 ROPE = 1e-7
 TIMESTEPS = 1e-4
+SIGMAS = 1e-7
 
 
 Recorded = dict[str, Tensor]

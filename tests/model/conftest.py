@@ -66,6 +66,26 @@ SETTINGS = DenoiseSettings(
 )
 
 
+def small(heads: int, head_dim: int, layers: tuple[int, ...]) -> DiTConfig:
+    """Dimensions that are not those of the recording."""
+    return DiTConfig(
+        dim=heads * head_dim,
+        num_heads=heads,
+        ffn_dim=2 * heads * head_dim + 8,
+        freq_dim=16,
+        num_layers=3,
+        in_dim=16,
+        out_dim=16,
+        cond_dim=16,
+        text_dim=24,
+        text_len=11,
+        audio_dim=12,
+        audio_inject_layers=layers,
+        num_audio_token=3,
+        num_wav2vec_layers=5,
+    )
+
+
 def denoiser(dit: CausalDiT, **changes: Any) -> Denoiser:
     """For the recorded size, with `changes` to the default settings."""
     return Denoiser(dit, replace(SETTINGS, **changes), 12, 8, "sdpa")

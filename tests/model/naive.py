@@ -55,11 +55,9 @@ class NaiveDiT:
     def project(self, name: str, kind: str, x: Tensor) -> Tensor:
         x = self.linear(f"{name}.{kind}", x)
         if kind in "qk":
-            x = (
-                x
-                / (x.square().mean(-1, keepdim=True) + self.c.eps).sqrt()
-                * self.w[f"{name}.norm_{kind}.weight"]
-            )
+            # Upstream builds the injector's attentions without passing eps on.
+            eps = 1e-6 if name.startswith("audio_injector") else self.c.eps
+            x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * self.w[f"{name}.norm_{kind}.weight"]
         return x.view(len(x), self.c.num_heads, -1)
 
     def attention(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

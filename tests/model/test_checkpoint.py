@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -412,6 +413,14 @@ def test_fingerprint_of_an_incomplete_checkpoint_is_refused(m):
     (root(m) / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json: missing"):
         checkpoint.fingerprint(m)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "t2v"}'])
+def test_fingerprint_of_an_unusable_config_is_refused(m, text):
+    path = Path(m.ckpt_dir) / "config.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        files.fingerprint(m)
 
 
 def test_second_fingerprint_is_cheap(m):

@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.cache import CellExchange
-from model.denoise import Denoiser
+from model.denoise import Conditions, Denoiser
 from model.dit import CausalDiT
 from model.golden.recorded import load_dit
+from model.layers import linear
 from model.noise import relative_distance
 from model.solver import SolverState
-from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells
+from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells, small
+from tests.model.test_dimensions import random_dit
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,46 @@ def test_number_of_threads_does_not_change_bits(dit, conditions, video, threads)
         assert same(render(denoiser(dit), conditions, 6), video)
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("inner", "columns"), [(80, 80), (60, 60), (30, 40), (240, 40), (288, 80), (36, 36), (512, 80), (24, 100)]
+)
+def test_number_of_threads_does_not_change_the_bits_of_a_product(inner, columns, dtype, threads_set):
+    """Of shapes whose plain product on a CPU does change."""
+    generator = torch.Generator().manual_seed(1)
+    for rows in (1, 3, 9, 11, 15, 16, 22, 35, 93, 105, 128):
+        sizes = (rows, inner), (columns, inner), (columns,)
+        x, weight, bias = (torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
+        results = []
+        for threads in (1, 2, 4):
+            threads_set(threads)
+            results.append(linear(x, weight, bias))
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
+        assert torch.allclose(results[0], F.linear(x, weight, bias), rtol=0.1, atol=1e-4)
+
+
+@pytest.fixture
+def threads_set():
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("heads", "head_dim", "size"), [(5, 16, (8, 14)), (3, 20, (10, 14))])
+def test_number_of_threads_does_not_change_bits_of_odd_dimensions(heads, head_dim, size, threads_set):
+    dit = random_dit(small(heads, head_dim, (0, 2)))
+    generator = torch.Generator().manual_seed(2)
+    reference, motion = (torch.randn(16, count, *size, generator=generator) for count in (1, 19))
+    text, speech = torch.randn(9, 24, generator=generator), torch.randn(5, 12, 12 * 5, generator=generator)
+    results = []
+    for threads in (1, 2, 4):
+        threads_set(threads)
+        given = Conditions(text, None, reference, motion, speech, 0)
+        results.append(render(Denoiser(dit, SETTINGS, size[0], size[1], "sdpa"), given, 5))
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
 
 
 def test_two_videos_interleaved_have_the_bits_of_each_alone(dit, conditions, video):
@@ -153,11 +196,40 @@ def test_motion_is_replaced_with_first_latent_and_motion(dit, conditions):
     assert not torch.equal(results[0][4], results[1][4])
 
 
-def test_first_latent_is_missing_before_it_is_made(dit, conditions):
+def test_prefill_outside_its_moment_is_refused(dit, conditions):
+    once, moment = denoiser(dit), "its one moment is after the first clip"
+    once.open(conditions, 0, 5)
+    with pytest.raises(ValueError, match=f"prefill before block 0: {moment}, which here is 4"):
+        once.prefill()
+    run_cells(once)
+    with pytest.raises(ValueError, match=f"prefill before block 5: {moment}, which here is None"):
+        once.prefill()
+    kept = denoiser(dit, reference="keep")
+    render(kept, conditions, 4)
+    with pytest.raises(ValueError, match=moment):
+        kept.prefill()
+
+
+def test_prefill_before_the_first_clip_has_all_of_its_steps_is_refused(dit, conditions):
     once = denoiser(dit)
     once.open(conditions, 0, 5)
-    with pytest.raises(ValueError, match="not made in this segment, or not yet"):
+    for block in range(4):
+        state = None
+        for step in range(3 if block == 3 else 4):
+            state = once.cell(block, step, state)
+    with pytest.raises(ValueError, match="prefill before block 3"):
         once.prefill()
+
+
+def test_a_forgotten_prefill_is_noticed_at_the_second_clip(dit, conditions):
+    once = denoiser(dit)
+    once.open(conditions, 0, 5)
+    for block in range(4):
+        state = None
+        for step in range(4):
+            state = once.cell(block, step, state)
+    with pytest.raises(ValueError, match=r"cell \(4, 0\): the second prefill comes first"):
+        once.cell(4, 0)
 
 
 def test_independent_segment_begins_a_video_of_its_own(dit, conditions):
@@ -170,14 +242,21 @@ def test_independent_segment_begins_a_video_of_its_own(dit, conditions):
     assert torch.equal(early.cell(0, 0, noise).x, late.cell(8, 0, noise).x)
 
 
-def test_guidance_is_what_its_formula_says(dit, conditions):
-    negative = conditions.text.flip(0) * 2
-    velocities = {}
-    for name, text in {"positive": conditions.text, "negative": negative}.items():
-        velocities[name] = one_velocity(denoiser(dit), replace(conditions, text=text))
-    guided = one_velocity(denoiser(dit, sample_guide_scale=3.0), replace(conditions, negative_text=negative))
-    positive, negative = velocities["positive"], velocities["negative"]
+def test_guidance_steers_away_from_the_negative_prompt_in_silence(dit, conditions):
+    other = conditions.text.flip(0) * 2
+    silent = replace(conditions, text=other, speech=torch.zeros_like(conditions.speech))
+    positive, negative = (one_velocity(denoiser(dit), given) for given in (conditions, silent))
+    guided = one_velocity(denoiser(dit, sample_guide_scale=3.0), replace(conditions, negative_text=other))
     assert torch.equal(guided, negative + 3.0 * (positive - negative))
+    hears = one_velocity(denoiser(dit), replace(conditions, text=other))
+    assert not torch.equal(negative, hears)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_guidance_up_to_a_scale_of_one_is_the_plain_result(dit, conditions, scale):
+    once = denoiser(dit, sample_guide_scale=scale)
+    assert len(once.caches) == 1
+    assert torch.equal(one_velocity(once, conditions), one_velocity(denoiser(dit), conditions))
 
 
 def one_velocity(denoiser, conditions):
@@ -199,7 +278,7 @@ def one_velocity(denoiser, conditions):
 @pytest.mark.parametrize(("scale", "negative"), [(0.0, True), (3.0, False)])
 def test_negative_text_comes_with_guidance_and_only_then(dit, conditions, scale, negative):
     given = replace(conditions, negative_text=conditions.text if negative else None)
-    with pytest.raises(ValueError, match="negative_text: must be given with sample_guide_scale above 0"):
+    with pytest.raises(ValueError, match="negative_text: must be given with sample_guide_scale above 1"):
         denoiser(dit, sample_guide_scale=scale).open(given, 0, 1)
 
 
@@ -221,6 +300,7 @@ def test_other_solvers_and_numbers_of_steps_render(dit, conditions, solver, step
         ({"speech": torch.zeros(24, 24, 48)}, "speech of 24 layers x 24: must be 25 x 24"),
         ({"speech": torch.zeros(25, 24, 47)}, "speech of 47 frames from block 0 on: must span blocks 0..4"),
         ({"speech_first_block": 1}, "must span blocks 0..4"),
+        ({"motion": torch.zeros(16, 19, 12, 8).half()}, "motion of torch.float16: must be torch.float32"),
         ({"text": torch.zeros(17, 24)}, "text of 17 tokens: must be at most 16"),
     ],
 )
@@ -335,6 +415,12 @@ def count_calls(monkeypatch, name) -> list[str]:
 
     monkeypatch.setattr(CausalDiT, name, counted)
     return called
+
+
+def test_speech_of_a_block_does_not_keep_the_latent_steps_that_were_dropped(dit, conditions):
+    heard = dit.encode_speech(conditions.speech[:, :, :12])
+    for tokens in (heard.whole, heard.local):
+        assert tokens.untyped_storage().nbytes() == tokens.nbytes
 
 
 def test_text_is_encoded_once_per_segment(dit, conditions, monkeypatch):

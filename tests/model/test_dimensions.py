@@ -45,8 +45,9 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_other_dimensions_follow_the_specification(variant):
+def test_other_dimensions_follow_the_specification(variant, eps):
     head_dim, inject, (height, width), steps, blocks_per_clip = VARIANTS[variant]
     config = DiTConfig(
         dim=head_dim * 2,
@@ -63,6 +64,7 @@ def test_other_dimensions_follow_the_specification(variant):
         audio_inject_layers=inject,
         num_audio_token=2,
         num_wav2vec_layers=3,
+        eps=eps,
     )
     dit, blocks = random_dit(config), blocks_per_clip + 2
     generator = torch.Generator().manual_seed(2)

@@ -45,7 +45,7 @@ def on_meta(config: DiTConfig, height: int, width: int) -> tuple[Denoiser, Token
     """With an open segment of `BLOCKS` blocks."""
     with torch.device("meta"):
         dit = CausalDiT(config).eval()
-    once = Denoiser(dit, SETTINGS, height, width, "sdpa")
+    once = Denoiser(dit, replace(SETTINGS, reference="keep"), height, width, "sdpa")
     once.open(conditions(config, height, width), 0, BLOCKS)
     return once, token_layout(config, height, width, once.blocks_per_clip)
 

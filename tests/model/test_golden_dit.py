@@ -35,12 +35,56 @@ def test_every_recorded_result_of_the_transformer_is_compared(golden):
         assert {(name, quantity) for quantity in recorded - arguments - not_upstream} <= compared
 
 
-def test_sets_whose_files_are_missing_are_left_out_and_named(golden, tmp_path):
+def test_sets_without_any_file_are_left_out_and_named(golden, tmp_path):
     folder = copy_of(golden, tmp_path)
-    (folder / "framepack.safetensors").unlink()
+    for path in folder.glob("framepack.*"):
+        path.unlink()
     assert {check.set for check in sets.checks(folder)} == {"dit_block", "denoise_loop", "audio_encoder"}
     assert "framepack" in golden_sets.absent(folder)
     assert "dit_block" not in golden_sets.absent(folder)
+
+
+@pytest.mark.parametrize("file", ["framepack.safetensors", "framepack.json"])
+def test_set_of_which_a_file_is_missing_fails_by_name_and_alone(golden, tmp_path, file):
+    folder = copy_of(golden, tmp_path)
+    (folder / file).unlink()
+    outcomes = dict(golden_sets.run(folder))
+    assert list(outcomes) == ["dit_block", "denoise_loop", "audio_encoder", "framepack"]
+    error = outcomes.pop("framepack")
+    assert isinstance(error, FileNotFoundError)
+    assert str(error) == f"missing {file}"
+    assert all(isinstance(checks, list) and checks for checks in outcomes.values())
+
+
+@pytest.mark.parametrize("file", ["dit_weights.safetensors", "dit_config.json"])
+def test_missing_model_is_named_by_every_set_that_needs_it(golden, tmp_path, file):
+    folder = copy_of(golden, tmp_path)
+    (folder / file).unlink()
+    for outcome in dict(golden_sets.run(folder)).values():
+        assert file in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("words", "reference"),
+    [
+        (False, "keep"),
+        ("before clip 1, ref = first latent frame, motion unchanged", "first_latent"),
+        ("as ref_replaced", "first_latent"),
+        ("before clip 1, motion = input.motion_latents_clip1", "first_latent_and_motion"),
+        ("as ref_and_motion_replaced", "first_latent_and_motion"),
+    ],
+)
+def test_second_prefill_is_read_from_its_description(words, reference):
+    assert sets._reference(words) == reference
+
+
+def test_wrong_noise_levels_fail(golden, tmp_path):
+    folder = copy_of(golden, tmp_path)
+    recorded = load_file(folder / "denoise_loop.safetensors")
+    recorded["sigmas"][1] += 1e-5
+    save_file(recorded, folder / "denoise_loop.safetensors")
+    failed = {(check.set, check.quantity) for check in sets.checks(folder) if not check.passed}
+    assert failed == {("denoise_loop", "sigmas")}
 
 
 def test_a_folder_without_any_set_gives_no_checks(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model import golden as golden_sets
 from model import speech
 from model.files import CheckpointError
 from model.golden import encoders
@@ -33,6 +34,22 @@ def test_absent_sets_are_left_out(tmp_path):
     for file in GOLDEN.glob("text_encoder*.safetensors"):
         shutil.copy(file, tmp_path)
     assert {check.set for check in encoders.checks(tmp_path)} == {"text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "missing"),
+    [
+        ("vae", ["vae.json", "vae_weights.safetensors"], "vae.safetensors"),
+        ("lora", ["lora.json", "lora_prefixed.safetensors"], "lora_merged.safetensors"),
+        ("audio_features", ["audio_features.safetensors"], "audio_features.json, wav2vec2_tiny"),
+    ],
+)
+def test_set_of_which_a_file_is_missing_fails_by_name(tmp_path, name, kept, missing):
+    for file in kept:
+        shutil.copy(GOLDEN / file, tmp_path)
+    ((found, error),) = golden_sets.run(tmp_path)
+    assert (found, str(error)) == (name, f"missing {missing}")
+    assert isinstance(error, FileNotFoundError)
 
 
 def test_last_hidden_state_without_the_final_norm_is_off_by_units(monkeypatch):

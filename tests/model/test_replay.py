@@ -1,13 +1,18 @@
 """Carry and replay: a segment goes on where the one before ended."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from model.cache import KVCache
 from model.carry import Carry, CarryError
-from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells
+from model.denoise import Conditions, Denoiser
+from model.dit import CausalDiT
+from tests.model.conftest import SETTINGS, denoiser, render, rms, run_cells, small
+from tests.model.test_dimensions import random_dit
 
 CUT, END = 8, 20
 
@@ -109,18 +114,93 @@ def test_a_chain_of_segments_carries_on(dit, conditions, uncut, carry):
     assert max(seam(third, uncut)) < SEAM
 
 
-def test_a_cut_after_the_first_clip_hands_on_the_first_latent(dit, conditions, uncut):
+@pytest.fixture(
+    scope="module",
+    params=[(small(3, 20, (1, 2)), (8, 10)), (small(5, 16, (0, 2)), (8, 14))],
+    ids=["3-heads-of-20", "5-heads-of-16"],
+)
+def other(request) -> tuple[CausalDiT, Conditions, tuple[int, int]]:
+    """A random transformer of other dimensions, what it renders, and the size of its latents."""
+    config, (height, width) = request.param
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    portrait = draw(16, 1, height, width), draw(16, 19, height, width)
+    return (
+        random_dit(config),
+        Conditions(draw(9, 24), None, *portrait, draw(5, 12, 12 * END), 0),
+        (height, width),
+    )
+
+
+@pytest.mark.parametrize("cut", [4, 8, 12])
+def test_seams_of_other_dimensions(other, cut):
+    dit, conditions, size = other
+    runs = [Denoiser(dit, SETTINGS, size[0], size[1], "sdpa") for _ in range(3)]
+    uncut = render(runs[0], conditions, cut + 2)
+    render(runs[1], conditions, cut)
+    runs[2].open(conditions, cut, cut + 2, Carry.from_bytes(runs[1].carry().to_bytes()))
+    differences = seam(run_cells(runs[2]), uncut)
+    assert differences[1] <= differences[0] < 0.01
+    assert (differences[0] == 0) == (cut == 4)
+
+
+def test_a_later_cut_has_no_larger_seam(dit, conditions, uncut):
+    first = denoiser(dit)
+    render(first, conditions, 12)
+    assert seam(resumed(dit, conditions, first.carry()), uncut)[0] < SEAM
+
+
+@pytest.mark.parametrize("reference", ["keep", "first_latent", "first_latent_and_motion"])
+def test_a_cut_after_the_first_clip_is_not_seen(dit, conditions, reference):
+    """Bit-equal: nothing lies before the first clip that its replay could lack."""
+    motion = conditions.motion.roll(3, dims=1) if reference == "first_latent_and_motion" else None
+    whole, first, second = (denoiser(dit, reference=reference) for _ in range(3))
+    whole.open(conditions, 0, 6)
+    expected = run_cells(whole, motion)
+    render(first, conditions, 4)
+    second.open(conditions, 4, 6, Carry.from_bytes(first.carry(motion).to_bytes()))
+    clean = run_cells(second)
+    assert sorted(clean) == [4, 5]
+    assert all(torch.equal(x, expected[block]) for block, x in clean.items())
+
+
+def test_the_new_reference_while_the_first_clip_is_replayed_is_seen(dit, conditions, uncut):
+    """Wrong: keys and values of the first clip were made with the portrait."""
+    first = denoiser(dit)
+    render(first, conditions, 4)
+    carry = first.carry()
+    early = replace(carry, reference=carry.next_reference)
+    assert seam(resumed(dit, conditions, early, 5), uncut)[0] > 0
+
+
+def test_prefill_forgotten_after_a_replayed_first_clip_is_noticed(dit, conditions):
+    first, second = denoiser(dit), denoiser(dit)
+    render(first, conditions, 4)
+    second.open(conditions, 4, 6, first.carry())
+    for block in range(4):
+        for step in range(4):
+            second.cell(block, step)
+    with pytest.raises(ValueError, match=r"cell \(4, 0\): the second prefill comes first"):
+        second.cell(4, 0)
+
+
+def test_a_cut_after_the_first_clip_hands_on_both_references(dit, conditions):
     first = denoiser(dit)
     clean = render(first, conditions, 4)
     carry = first.carry()
-    assert torch.equal(carry.reference, clean[0][:, :1])
+    assert torch.equal(carry.reference, conditions.reference)
+    assert torch.equal(carry.next_reference, clean[0][:, :1])
     with pytest.raises(ValueError, match="first_latent_and_motion"):
         one_clip(dit, conditions, "first_latent_and_motion").carry()
     motion = conditions.motion + 1
     with_motion = one_clip(dit, conditions, "first_latent_and_motion").carry(motion)
-    assert torch.equal(with_motion.motion, motion)
+    assert torch.equal(with_motion.motion, conditions.motion)
+    assert torch.equal(with_motion.next_motion, motion)
     kept = one_clip(dit, conditions, "keep").carry()
-    assert torch.equal(kept.reference, conditions.reference)
+    assert torch.equal(kept.next_reference, conditions.reference)
 
 
 def one_clip(dit, conditions, reference):
@@ -146,13 +226,65 @@ def test_carry_survives_bytes(carry):
     back = Carry.from_bytes(carry.to_bytes())
     assert back.to_bytes() == carry.to_bytes()
     assert (back.settings, back.first_block, back.origin_block) == (SETTINGS, CUT, 0)
-    for name in ("inputs", "reference", "motion", "latents"):
+    for name in ("inputs", "reference", "motion", "next_reference", "next_motion", "latents"):
         assert torch.equal(getattr(back, name), getattr(carry, name))
 
 
 def test_truncated_carry_is_an_error(carry):
     with pytest.raises(CarryError, match="not a carry"):
         Carry.from_bytes(carry.to_bytes()[:-100])
+
+
+def rewritten(carry, change):
+    """The bytes of a carry after `change`(tensors, values) on what they hold."""
+    data = carry.to_bytes()
+    tensors = load(data)
+    values = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["carry"])
+    values = change(tensors, values) or values
+    return save(tensors, metadata={"carry": json.dumps(values)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, v: t.__delitem__("latents"), "tensors: missing latents"),
+        (lambda t, v: t.update(cache=torch.zeros(1)), "tensors: unexpected cache"),
+        (lambda t, v: v.__delitem__("first_block"), "metadata: missing first_block"),
+        (lambda t, v: v["settings"].__delitem__("base_seed"), "settings: missing base_seed"),
+        (lambda t, v: v["settings"].update(heat=1), "settings: unexpected heat"),
+        (lambda t, v: v["settings"].update(reference="painting"), "settings: reference='painting'"),
+        (lambda t, v: v["settings"].update(sample_guide_scale="2"), "settings: .*not supported"),
+        (lambda t, v: v.update(settings=[]), "its settings are no mapping"),
+        (lambda t, v: v.update(first_block="8"), "first_block='8': must be a whole number"),
+        (lambda t, v: [1], "its metadata are no mapping"),
+    ],
+)
+def test_damaged_carry_is_an_error_that_names_the_damage(carry, change, message):
+    with pytest.raises(CarryError, match=message):
+        Carry.from_bytes(rewritten(carry, change))
+
+
+def test_safetensors_that_are_no_carry_are_refused():
+    for metadata in (None, {"format": "pt"}):
+        with pytest.raises(CarryError, match="not a carry"):
+            Carry.from_bytes(save({"x": torch.zeros(1)}, metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("inputs", lambda x: x[:, :3], r"inputs of shape \[4, 3, .*must be \[4, 4"),
+        ("inputs", lambda x: x.bfloat16(), "inputs of torch.bfloat16: must be torch.float32"),
+        ("reference", lambda x: x[:, :, 1:], r"carry: reference of shape \[16, 1, 11, 8\]"),
+        ("next_motion", lambda x: x[:, 1:], r"carry: next_motion of shape \[16, 18, 12, 8\]"),
+        ("next_reference", lambda x: x.double(), "carry: next_reference of torch.float64"),
+        ("latents", lambda x: x[:, 1:], r"carry: latents of shape \[16, 30, 12, 8\]: must be \[16, 31"),
+        ("origin_block", lambda x: x + 1, "origin_block=1: must lie whole clips of 4 blocks before"),
+    ],
+)
+def test_carry_that_does_not_fit_the_transformer_is_refused(dit, conditions, carry, name, change, message):
+    with pytest.raises(CarryError, match=message):
+        denoiser(dit).open(conditions, CUT, END, replace(carry, **{name: change(getattr(carry, name))}))
 
 
 def test_carry_of_another_schema_is_refused(carry, monkeypatch):

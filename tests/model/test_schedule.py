@@ -40,6 +40,14 @@ def test_carried_blocks_are_replayed_first_and_nothing_is_prefilled_again():
     assert [call[3] for call in got] == [True] * 4 + [False] * 4
 
 
+@pytest.mark.parametrize("reference", ["first_latent", "first_latent_and_motion"])
+def test_second_prefill_after_a_replayed_first_clip(reference):
+    got = order(2, 4, 2, reference=reference)
+    assert [call for call in got if call[0] == "prefill"] == [("prefill", 2, 0, True)]
+    assert [call[1:] for call in got[3:6]] == [(1, 1, True), (2, 0, True), (2, 0, False)]
+    assert all(call[0] == "cell" for call in order(2, 4, 2, reference="keep"))
+
+
 def test_an_independent_segment_has_its_own_second_clip():
     assert [call[1] for call in order(4, 8, 0) if call[0] == "prefill"] == [6]
 

@@ -5,6 +5,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from conf.spec import VaeSpec
 from model import vae
+from model.priming import DECODER_HISTORY
 
 torch.set_num_threads(1)
 
@@ -92,20 +93,20 @@ def test_stream_primed_with_38_latents_goes_on_with_the_bits_of_an_uncut_one():
     model = published_blocks()
     z = latents(model, 46)
     uncut = model.stream().push(z)[:, -8:]
-    assert torch.equal(primed(model, z, 44, vae.RECEPTIVE_FIELD), uncut)
+    assert torch.equal(primed(model, z, 44, DECODER_HISTORY), uncut)
 
 
 def test_stream_primed_with_37_latents_differs_from_an_uncut_one():
     model = published_blocks()
     z = latents(model, 46)
     uncut = model.stream().push(z)[:, -8:]
-    assert not torch.equal(primed(model, z, 44, vae.RECEPTIVE_FIELD - 1), uncut)
+    assert not torch.equal(primed(model, z, 44, DECODER_HISTORY - 1), uncut)
 
 
 def test_receptive_field_is_exact_for_fewer_blocks_too():
     model = small(num_res_blocks=1)
     reach = vae.receptive_field(model.model.config)
-    assert reach < vae.RECEPTIVE_FIELD
+    assert reach < DECODER_HISTORY
     z = latents(model, 38)
     uncut = model.stream().push(z)[:, -8:]
     assert torch.equal(primed(model, z, 36, reach), uncut)
@@ -114,12 +115,15 @@ def test_receptive_field_is_exact_for_fewer_blocks_too():
 
 def test_receptive_field_of_the_published_vae_is_the_constant():
     with torch.device("meta"):
-        assert vae.receptive_field(AutoencoderKLWan().config) == vae.RECEPTIVE_FIELD
+        assert vae.receptive_field(AutoencoderKLWan().config) == DECODER_HISTORY
 
 
-def test_decoder_that_looks_further_back_than_a_carry_is_refused():
-    with pytest.raises(ValueError, match="num_res_blocks=3"):
-        small(num_res_blocks=3)
+def test_decoder_that_looks_further_back_than_a_carry_decodes_whole_videos_only():
+    model = small(num_res_blocks=3)
+    assert model.stream().push(latents(model, 3)).shape[1] == 9
+    with pytest.raises(ValueError, match="num_res_blocks=3: its decoder looks"):
+        model.require_carried()
+    published_blocks().require_carried()
 
 
 def test_upstream_names_are_those_that_diffusers_converts():

@@ -44,7 +44,22 @@ def test_all_problems_of_a_row_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "lesson_id", ["../up", "a/b", "/root", "..", ".hidden", "a\\b", "C:x", " a", "a\0", "x" * 300]
+    "lesson_id",
+    [
+        "../up",
+        "a/b",
+        "/root",
+        "..",
+        ".hidden",
+        "a\\b",
+        "C:x",
+        " a",
+        "a.",
+        "a\x7f",
+        "a\u202eb",
+        "a\0",
+        "x" * 300,
+    ],
 )
 def test_ids_that_would_escape_the_output_folder(lesson_id: str) -> None:
     course = read({**GOOD, "lesson_id": lesson_id})
@@ -76,7 +91,18 @@ def test_two_lessons_with_the_same_output_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["{x_missing}.mp4", "{lesson_id}/x.mp4", "{lesson_id}.mov", "{0}.mp4", "{lesson_id"]
+    "pattern",
+    [
+        "{x_missing}.mp4",
+        "{lesson_id}/x.mp4",
+        "{lesson_id}.mov",
+        "{0}.mp4",
+        "{lesson_id",
+        "{x_a.b}.mp4",
+        "{x_a[0]}.mp4",
+        "{lesson_id!r}.mp4",
+        "{lesson_id:>99999999}.mp4",
+    ],
 )
 def test_output_names_that_cannot_be(pattern: str) -> None:
     course = read({**GOOD, "output_name": pattern})
@@ -95,6 +121,8 @@ def test_output_names_that_cannot_be(pattern: str) -> None:
         ("crf", "77"),
         ("reference", "none"),
         ("sample_steps", "0"),
+        ("sample_guide_scale", "1000.0"),
+        ("crop", "???"),
     ],
 )
 def test_values_that_are_not_allowed(field: str, value: str) -> None:
@@ -112,3 +140,32 @@ def test_a_setting_of_the_run_in_a_row() -> None:
 def test_an_upstream_flag_as_a_column_is_explained() -> None:
     (problem,) = read({**GOOD, "ulysses_size": "4"}).problems
     assert "Live Avatar" in problem.rule
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}{lesson_id}.mp4", "${x}", "???"])
+def test_a_manifest_cannot_read_the_environment(value: str) -> None:
+    """OmegaConf would put the value of a variable into the name of a file, or of a message."""
+    course = read({**GOOD, "output_name": value})
+    assert not course.lessons
+    (problem,) = course.problems
+    assert (problem.field, problem.value) == ("output_name", value)
+
+
+def test_a_row_cannot_lift_the_limit_against_bombs() -> None:
+    (problem,) = read({**GOOD, "max_image_pixels": "999999999999"}).problems
+    assert "whole run" in problem.rule
+
+
+def test_a_column_in_other_letters_is_recognised() -> None:
+    row = {"Lesson_ID": "1", "image": "a", "audio": "b", "prompt": "c"}
+    assert any("did you mean lesson_id" in problem.rule for problem in read(row).problems)
+
+
+def test_whole_numbers_as_tables_with_gaps_write_them() -> None:
+    (lesson,) = read({**GOOD, "num_clip": "2.0"}).lessons
+    assert lesson.settings.num_clip == 2
+
+
+def test_ids_that_are_spelt_alike_on_some_disks() -> None:
+    composed, decomposed = "\u00dcbung", "U\u0308bung"
+    assert len(read({**GOOD, "lesson_id": composed}, {**GOOD, "lesson_id": decomposed}).problems) == 2

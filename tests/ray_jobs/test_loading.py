@@ -47,8 +47,8 @@ class Worker:
 def watch(tmp_path: Path, *workers: Worker, timeout: float = 0.2) -> tuple[Pool, list[dict[str, Any]]]:
     line = iter(workers)
     pool = Pool(lambda: next(line), len(workers), loads=True)
-    log = EventLog(Folder(str(tmp_path)))
-    log.emit("run_started", run="r")
+    log = EventLog(Folder(str(tmp_path)), "r")
+    log.emit("run_started")
     log.listen(lambda event: pool.stop() if event["event"] == "capacity_missing" else None)
     try:
         watch_loading(Backend(), "transformer", pool, log, timeout)

@@ -95,8 +95,8 @@ def test_out_of_gpu_memory_is_tried_twice_at_most() -> None:
 
 
 def test_events_are_whole_lines_also_from_several_threads(tmp_path: Path) -> None:
-    log = EventLog(Folder(str(tmp_path)))
-    log.emit("run_started", run="r", lessons=1)
+    log = EventLog(Folder(str(tmp_path)), "r")
+    log.emit("run_started")
 
     def emit() -> None:
         for number in range(50):
@@ -111,19 +111,22 @@ def test_events_are_whole_lines_also_from_several_threads(tmp_path: Path) -> Non
     assert len([json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]) == 201
 
 
-def test_reading_events_starts_at_the_newest_run_and_skips_half_a_line(tmp_path: Path) -> None:
-    lines = [{"time": 1, "event": "run_started", "run": name, "lessons": 1} for name in ("old", "new")]
+def test_reading_events_tells_of_the_newest_run_and_skips_half_a_line(tmp_path: Path) -> None:
+    runs = ["old", "new", "old", "new"]
+    names = ["run_started", "run_started", "frames", "frames"]
+    lines = [{"time": 1, "run": run, "event": name} for run, name in zip(runs, names, strict=True)]
     text = "\n".join(json.dumps(line) for line in lines) + '\n{"time": 3, "event": "fra'
     (tmp_path / "events.jsonl").write_text(text)
-    assert [event["run"] for event in read(Folder(str(tmp_path)))] == ["new"]
+    events = read(Folder(str(tmp_path)))
+    assert [(event["run"], event["event"]) for event in events] == [("new", "run_started"), ("new", "frames")]
 
 
 def test_events_reach_an_object_store_when_the_log_is_closed(tmp_path: Path) -> None:
     folder = Folder(f"file://{tmp_path}")
     folder.local_path = lambda name: None  # type: ignore[method-assign]
     for run in ("one", "two"):
-        log = EventLog(folder)
-        log.emit("run_started", run=run, lessons=0)
+        log = EventLog(folder, run)
+        log.emit("run_started")
         log.close()
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
 

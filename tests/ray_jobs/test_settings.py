@@ -55,6 +55,11 @@ def test_a_row_wins_over_all() -> None:
         ({"size": "704:384"}, "size=704:384"),
         ({"model": "nope"}, "there are: "),
         ({"vae": {"nope": 1}}, "vae"),
+        ({"vae.nope": 1}, "vae"),
+        ({"size": "${oc.env:HOME}"}, "plain value"),
+        ({"vae": {"file": "${oc.env:HOME}"}}, r"vae\.file"),
+        ({"text_encoder": {"device": "tpu"}}, r"text_encoder\.device=tpu"),
+        ({"attention_backend": "flash"}, "device=cuda"),
     ],
 )
 def test_settings_that_cannot_be(layer: dict[str, object], words: str) -> None:
@@ -92,3 +97,10 @@ def test_every_field_has_a_paragraph() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         resolve([WEIGHTS]).settings.crf = 1  # type: ignore[misc]
+
+
+def test_parts_of_a_group_can_be_given_alone() -> None:
+    effective = resolve([WEIGHTS, Layer("command line", {"text_encoder.device": "cuda"})])
+    assert effective.settings.text_encoder.device == "cuda"
+    assert effective.settings.text_encoder.dim == 32, "the model's own values stay"
+    assert effective.origins["text_encoder"] == "command line"

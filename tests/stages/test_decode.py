@@ -26,6 +26,9 @@ class Vae:
     def stream(self):
         return Stream()
 
+    def require_carried(self):
+        """Its decoder looks nowhere but at the latent itself."""
+
 
 VAE: Any = Vae()
 PICTURE = Picture(64, 64, (0, 0, 64, 64), 64, 64, 0.0, "")

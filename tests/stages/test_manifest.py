@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from stages import manifest
+from stages.names import name_rule, same_file
 from stages.types import Row
 
 
@@ -263,3 +264,20 @@ def test_what_init_writes_can_be_read(tmp_path):
 def test_init_refuses_a_folder_without_recordings(tmp_path):
     with pytest.raises(ValueError, match="no recordings"):
         manifest.init(str(tmp_path))
+
+
+def test_what_spreadsheet_programs_add_is_understood(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("sep=;\nlesson_id;audio\n1;a.wav;;\n2;b.wav\n", encoding="utf-8")
+    rows, problems = manifest.read(str(path))
+    assert not problems
+    assert [row.values["audio"] for row in rows] == ["a.wav", "b.wav"]
+
+
+def test_init_gives_ids_that_are_names_on_any_disk(tmp_path):
+    for name in ('what: "why".wav', "Dup.wav", "dup.WAV", "dup.mp3"):
+        (tmp_path / name).write_bytes(b"")
+    lines = manifest.init(str(tmp_path)).splitlines()[1:]
+    ids = [next(csv.reader([line]))[0] for line in lines]
+    assert all(name_rule(name) is None for name in ids)
+    assert len({same_file(name) for name in ids}) == 4

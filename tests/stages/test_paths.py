@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_name_that_no_file_can_have_is_a_row_error(tmp_path):
 def test_unknown_kind_of_uri_is_a_row_error():
     with pytest.raises(RowError, match="cannot be opened"):
         paths.open_input("audio", "gopher://host/a.wav")
+
+
+def test_a_pipe_or_device_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", "/dev/zero"):
+        with pytest.raises(RowError, match="not a regular file"):
+            paths.open_input("audio", str(path))
+
+
+def test_file_uris_are_unescaped(tmp_path):
+    path = tmp_path / "课 1.wav"
+    path.write_bytes(b"sound")
+    with paths.open_input("audio", path.as_uri()) as file:
+        assert file.read() == b"sound"

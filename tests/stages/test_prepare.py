@@ -147,7 +147,7 @@ def test_independent_segments_know_nothing_of_those_before(ids):
         {"audio_context_seconds": 2.5},
         {"dtype": "bfloat16"},
         {"vae_dtype": "bfloat16"},
-        {"attention_backend": "flash"},
+        {"attention_backend": "flash", "device": "cuda"},
         {"audio_encoder": "other"},
         {"lora_alpha": 32.0},
         {"size": "64*64"},

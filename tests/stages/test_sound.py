@@ -1,7 +1,9 @@
 import io
 import struct
 import tracemalloc
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -207,3 +209,43 @@ def test_recording_is_not_held_at_its_own_rate(tmp_path):
 def test_soundfile_and_ffmpeg_agree(tmp_path):
     path = wav(tmp_path / "a.flac", speech(1.0))
     np.testing.assert_array_equal(read(path).speech, soundfile.read(path, dtype="float32")[0])
+
+
+@pytest.mark.parametrize("container", ["matroska", "webm", "avi"])
+def test_cut_short_sound_of_a_video_file_is_a_row_error(tmp_path, container):
+    codecs = {"matroska": ("mpeg4", "aac"), "webm": ("libvpx", "libopus"), "avi": ("mpeg4", "mp3")}
+    path = tmp_path / "a.video"
+    with av.open(str(path), "w", format=container) as output:
+        picture: Any = output.add_stream(
+            codecs[container][0], rate=25, width=64, height=64, pix_fmt="yuv420p"
+        )
+        heard_as: Any = output.add_stream(codecs[container][1], rate=48_000, layout="mono")
+        for number in range(100):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
+            output.mux(picture.encode(frame))
+            heard = av.AudioFrame.from_ndarray(speech(0.04, 48_000, seed=number)[None], "fltp", "mono")
+            heard.sample_rate, heard.pts = 48_000, 1920 * number
+            output.mux(heard_as.encode(heard))
+        output.mux(picture.encode())
+        output.mux(heard_as.encode())
+    assert sound.read(str(path)).seconds == pytest.approx(4, abs=0.1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(RowError, match="cut short"):
+        sound.read(str(path))
+
+
+@pytest.mark.parametrize("form", ["W64", "CAF"])
+def test_cut_short_w64_and_caf_are_row_errors(tmp_path, form):
+    path = wav(tmp_path / "a.bin", speech(2), format=form, subtype="PCM_16")
+    assert sound.read(str(path)).seconds == 2
+    path.write_bytes(path.read_bytes()[:30_000])
+    with pytest.raises(RowError, match="cut short"):
+        sound.read(str(path))
+
+
+def test_samples_far_beyond_full_scale_are_a_row_error(tmp_path):
+    samples = speech(1)
+    samples[100] = 1e30
+    path = wav(tmp_path / "a.wav", samples, subtype="FLOAT")
+    with pytest.raises(RowError, match="full scale is 1"):
+        sound.read(str(path))

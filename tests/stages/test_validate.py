@@ -97,9 +97,9 @@ def test_good_values_break_none(field, value):
     assert validate(settings(**{field: value})) == []
 
 
-def test_search_must_be_less_than_a_quarter_of_a_segment():
-    assert validate(settings(segment_seconds=20.0, cut_search_seconds=5.0))[0][0] == "cut_search_seconds"
-    assert validate(settings(segment_seconds=20.1, cut_search_seconds=5.0)) == []
+def test_search_must_be_at_most_a_quarter_of_a_segment():
+    assert validate(settings(segment_seconds=19.9, cut_search_seconds=5.0))[0][0] == "cut_search_seconds"
+    assert validate(settings(segment_seconds=20.0, cut_search_seconds=5.0)) == []
 
 
 def test_search_must_meet_a_clip_boundary():
