@@ -52,16 +52,14 @@ class Run:
         self._interrupted = False
         self._road: Road | None = None
         self._started = time.monotonic()
-        try:
-            self.out = Folder(request.out)
-            self.home = Store(default_store(request.out))
-            self.store = Store(request.store) if request.store else self.home
-            for uri in {default_store(request.out), request.store or default_store(request.out)}:
-                Folder(uri).probe()
-            self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-            self._events = EventLog(self.out, self._name)
-        except (FolderError, ValueError, OSError) as error:
-            raise Refused(f"--out {request.out}: {error}") from error
+        _require_writable("--out", default_store(request.out) if request.out else "")
+        if request.store is not None:
+            _require_writable("--store", request.store)
+        self.out = Folder(request.out)
+        self.home = Store(default_store(request.out))
+        self.store = Store(request.store) if request.store else self.home
+        self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self._events = EventLog(self.out, self._name)
         self._summary = Summary()
         self._events.listen(self._summary.feed)
         self._events.emit("run_started", manifest=request.manifest)
@@ -258,3 +256,11 @@ class Run:
             failure=result.failure,
             reason=result.reason,
         )
+
+
+def _require_writable(flag: str, uri: str) -> None:
+    """Raises Refused if no file can be written to a folder."""
+    try:
+        Folder(uri).probe()
+    except (FolderError, ValueError, OSError) as error:
+        raise Refused(f"{flag}: {error}") from error

@@ -299,22 +299,25 @@ def test_damaged_segment_is_refused(tmp_path):
 # ---------------------------------------------------------------- published whole
 
 
-@pytest.fixture
-def full_disk():
-    """Call it with the number of bytes that a file may have; more is refused, as on a full disk."""
+@contextlib.contextmanager
+def full_disk(room):
+    """No file may grow beyond `room` bytes. Not a fixture: pytest itself writes to a file before it ends
+    those."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room", [0, 100, 5_000])
-def test_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, full_disk, room):
+def test_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, room):
     audio, segments = recording(tmp_path / "a.wav", 2.0), segments_of([50])
     out = tmp_path / "out"
     join(out, [50], audio, segments=segments)
     before = (out / "lesson.mp4").read_bytes()
-    full_disk(room)
-    with pytest.raises(OSError, match="too large"):
+    with pytest.raises(OSError, match="too large"), full_disk(room):
         join(out, [50], audio, segments=segments, audio_bitrate=64_000)
     assert [path.name for path in out.iterdir()] == ["lesson.mp4"]
     assert (out / "lesson.mp4").read_bytes() == before
