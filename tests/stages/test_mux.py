@@ -357,11 +357,10 @@ def test_upload_arrives_whole_on_any_filesystem(tmp_path):
 
 
 @pytest.mark.parametrize("subtree", [False, True])
-def test_failed_upload_leaves_nothing_under_the_name(tmp_path, full_disk, subtree):
+def test_failed_upload_leaves_nothing_under_the_name(tmp_path, subtree):
     (tmp_path / "local").write_bytes(b"lesson" * 1_000)
     filesystem = fs.SubTreeFileSystem("/", fs.LocalFileSystem()) if subtree else fs.LocalFileSystem()
-    full_disk(1_000)
-    with pytest.raises(OSError, match="too large"):
+    with pytest.raises(OSError, match="too large"), full_disk(1_000):
         publish(tmp_path / "local", filesystem, f"{tmp_path}/copy")
     assert [path.name for path in tmp_path.iterdir()] == ["local"]
 
