@@ -160,8 +160,10 @@ class RayBackend:
 
     def __init__(self, address: str | None, num_cpus: float) -> None:
         if address is None:
-            # Loopback only, no token file in the home directory. A cluster of the user's keeps its own rules.
+            # No token file in the home directory. A cluster of the user's keeps its own rules.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if address is None or address.startswith(("127.0.0.1:", "localhost:")):
+            # Loopback as it is, which Ray would take for the machine's own address, and wait there for ever.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 

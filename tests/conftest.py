@@ -21,6 +21,10 @@ from pyarrow import fs
 from ray_jobs.plan import Request
 from ray_jobs.settings import Layer
 
+# Ray reads these when it is imported, which the first test that touches it does: the cluster of the tests
+# listens on loopback only, and Ray would look for it at the machine's own address.
+os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RATE = 16_000
 
@@ -106,7 +110,6 @@ def ray_address(ray_head: int) -> str:
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Process id of a cluster on this machine, with a job server; both listen on loopback only."""
-    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
     log = tmp_path_factory.mktemp("ray") / "head.log"
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=4"]
     command += [f"--port={RAY_PORT}", "--node-ip-address=127.0.0.1", "--object-store-memory=500000000"]
