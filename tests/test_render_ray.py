@@ -166,8 +166,9 @@ def test_a_job_gives_the_same_files_and_a_truthful_exit_code(
         jobs[expected] = client.get_job_info(job)
         assert jobs[expected].driver_exit_code == expected, client.get_job_logs(job)
     assert [jobs[code].status for code in (0, 3)] == [JobStatus.SUCCEEDED, JobStatus.FAILED]
-    assert hashes(tmp_path / "good") == undisturbed
-    assert {k: v for k, v in hashes(tmp_path / "mixed").items() if v} == undisturbed
+    for name in ("good", "mixed"):
+        delivered = {lesson: sha256 for lesson, sha256 in hashes(tmp_path / name).items() if sha256}
+        assert delivered == undisturbed
 
 
 def test_status_tells_of_a_run_from_elsewhere(
@@ -177,7 +178,7 @@ def test_status_tells_of_a_run_from_elsewhere(
     course.add("bad", 0.5, image="nowhere.jpg")
     assert render(course.request(weights, tmp_path / "out", ray_address)) == 3
     told = subprocess.run([LECTERN, "status", tmp_path / "out"], capture_output=True, text=True, check=True)
-    assert "lessons 2/2 (1 done, 1 invalid)" in told.stdout
+    assert "2/2 (1 done, 1 invalid)" in told.stdout
     assert "exit code 3" in told.stdout
     assert "nowhere.jpg" in told.stdout
     assert json.loads((tmp_path / "out/events.jsonl").read_text().splitlines()[-1])["exit_code"] == 3
