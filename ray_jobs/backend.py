@@ -60,8 +60,6 @@ class Backend(Protocol):
     def get(self, ref: Ref) -> Any:
         """The result. Raises Lost if the worker vanished, Failed if the call raised."""
 
-    def put(self, value: Any) -> Ref: ...
-
     def stop(self) -> None: ...
 
 
@@ -113,9 +111,6 @@ class LocalBackend:
         if ref.error is not None:
             raise ref.error
         return ref.value
-
-    def put(self, value: Any) -> Ref:
-        return _Here(value)
 
     def stop(self) -> None:
         pass
@@ -207,9 +202,6 @@ class RayBackend:
             exceptions.NodeDiedError,
         ) as error:
             raise Lost(str(error)) from error
-
-    def put(self, value: Any) -> Ref:
-        return self._ray.put(value)
 
     def cluster(self) -> dict[str, float]:
         """Resource -> amount that the nodes of the cluster have together, now."""

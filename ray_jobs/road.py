@@ -201,8 +201,9 @@ class Road:
                 decoder.worker.submit("drop", job)
                 raise
         seconds = round(time.monotonic() - started, 3)
-        self._events.emit("frames", done=sum(self._frames.values()))
-        self._emit("segment_done", job, frames=len(job.segment.frames(job.frames)), seconds=seconds)
+        frame_count = len(job.segment.frames(job.frames))
+        self._count(job, frame_count, tell=True)
+        self._emit("segment_done", job, frames=frame_count, seconds=seconds)
         return done
 
     def _mend(self, error: Lost | Failed, *leases: Lease) -> None:
@@ -223,15 +224,16 @@ class Road:
             return True
         return False
 
-    def _count(self, job: SegmentJob, frames: int) -> None:
+    def _count(self, job: SegmentJob, frames: int, tell: bool = False) -> None:
+        """Note a segment's decoded frames; an event tells of them now and then, or at once."""
         with self._lock:
             self._frames[job.segment.id] = frames
             done = sum(self._frames.values())
             self._summary.count(done)
-            quiet = time.monotonic() - self._frames_logged < _FRAMES_EVENT_SECONDS
-            if not quiet:
+            tell = tell or time.monotonic() - self._frames_logged >= _FRAMES_EVENT_SECONDS
+            if tell:
                 self._frames_logged = time.monotonic()
-        if not quiet:
+        if tell:
             self._events.emit("frames", done=done)
 
     def _submit(self, task: Callable[..., Any], *arguments: object) -> Ref:

@@ -64,15 +64,21 @@ def load_speech(lesson: Lesson, prepared: Prepared) -> np.ndarray:
 
     Raises RowError if the file has changed since.
     """
-    require_unchanged(lesson, prepared)
-    return sound.read(lesson.audio).speech[: prepared.samples]
+    recording = sound.read(lesson.audio)
+    _require_same(lesson, prepared, recording.sha256)
+    return recording.speech[: prepared.samples]
 
 
 def require_unchanged(lesson: Lesson, prepared: Prepared) -> None:
     """Raises RowError if the recording is not, or no longer, the one that `check` has seen."""
     with open_input("audio", lesson.audio) as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != prepared.sound_sha256:  # type: ignore[arg-type]
-            raise RowError("audio", lesson.audio, "has changed since it was checked; run again")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    _require_same(lesson, prepared, sha256)
+
+
+def _require_same(lesson: Lesson, prepared: Prepared, sha256: str) -> None:
+    if sha256 != prepared.sound_sha256:
+        raise RowError("audio", lesson.audio, "has changed since it was checked; run again")
 
 
 def _notes(lesson: Lesson) -> list[str]:
